@@ -1,0 +1,53 @@
+# Everything a person types. A fresh machine needs Linux, python3 (3.11 to 3.13) and a package index, nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+FILE ?= pipeline/runs/digits.yaml
+SET ?=
+OUTPUT ?= outputs
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench ui lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/installed ## Pack, train, sample, score and register; FILE=run file, SET="key=value ..."
+	@$(BIN)/python -m pipeline run $(FILE) $(SET)
+
+test: .venv/installed ## The whole test suite
+	@$(BIN)/pytest
+
+check: .venv/installed ## Format, lint, types, architecture: what CI asks for before the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest tests/test_architecture.py
+
+format: .venv/installed ## Format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
+	@$(BIN)/python -m tests.benchmarks.training
+
+ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.0.0.1:5000
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUTPUT))/mlflow.db --host 127.0.0.1 --port 5000
+
+lock: .venv/installed ## Resolve the ranges of pyproject.toml to the exact versions of infra/requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -o infra/requirements.lock
+
+clean: ## Remove the environment and caches; outputs/ stays
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+
+# uv is several times faster than pip; where it does not know the index that pip was told of, pip does it.
+.venv/installed: pyproject.toml infra/requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"python3 is {v[0]}.{v[1]}; this project needs 3.11 to 3.13: make PYTHON=python3.11 ...")'
+	@echo "installing into .venv (several GB; minutes on a slow line)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(abspath .venv) $(BIN)/uv pip install --quiet -r infra/requirements.lock \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r infra/requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
