@@ -1,0 +1,37 @@
+"""Scores, protocols and pictures of images; no cluster, no registry.
+
+Here stands what a configuration needs. `scores` and `pictures` are imported by name: they bring
+torch-fidelity and matplotlib, and `pipeline check` should not wait for them.
+"""
+
+from .classifier import Classifier, save_classifier, train_classifier
+from .errors import EvaluationError
+from .extractors import (
+    Extractor,
+    ExtractorIdentity,
+    Features,
+    LoadedExtractor,
+    extract,
+    joined,
+    load_extractor,
+)
+from .inception import Inception
+from .protocol import Protocol, Reference, differences
+
+__all__ = [
+    "Classifier",
+    "EvaluationError",
+    "Extractor",
+    "ExtractorIdentity",
+    "Features",
+    "Inception",
+    "LoadedExtractor",
+    "Protocol",
+    "Reference",
+    "differences",
+    "extract",
+    "joined",
+    "load_extractor",
+    "save_classifier",
+    "train_classifier",
+]

@@ -1,0 +1,106 @@
+"""The one door to torch-fidelity 0.4.0.
+
+The functions that take features are not part of its public interface, so nothing else in this project calls
+them and `tests/evaluation/test_fidelity.py` holds their signatures and their results.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_fidelity
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor
+
+from .classifier import load_classifier
+
+VERSION: str = torch_fidelity.__version__
+CLASSIFIER = "diffusion-classifier"  # our extractor's name inside torch-fidelity
+INCEPTION = "inception-v3-compat"
+INCEPTION_SCORE_SPLITS = 10
+
+
+def statistics(features: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [D] and unbiased covariance [D, D] of features [N, D].
+
+    Given float32 features torch-fidelity would take the mean in float32, hence the conversion.
+    """
+    found = fid_features_to_statistics(torch.from_numpy(features.astype(np.float64)))
+    return found["mu"], np.atleast_2d(found["sigma"])
+
+
+def frechet_distance(
+    mu_a: NDArray[np.float64],
+    sigma_a: NDArray[np.float64],
+    mu_b: NDArray[np.float64],
+    sigma_b: NDArray[np.float64],
+) -> float:
+    """Heusel et al. 2017, eq. 6: |mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 sqrt(sigma_a sigma_b))."""
+    found = fid_statistics_to_metric({"mu": mu_a, "sigma": sigma_a}, {"mu": mu_b, "sigma": sigma_b}, verbose=False)
+    return float(found[torch_fidelity.KEY_METRIC_FID])
+
+
+def inception_score(logits: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Mean and standard deviation over ten splits of shuffled images. Salimans et al. 2016. [N, K]."""
+    found = isc_features_to_metric(
+        torch.from_numpy(logits.astype(np.float64)), splits=INCEPTION_SCORE_SPLITS, shuffle=True, rng_seed=2020
+    )
+    return float(found[torch_fidelity.KEY_METRIC_ISC_MEAN]), float(found[torch_fidelity.KEY_METRIC_ISC_STD])
+
+
+class ClassifierExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+    """Our classifier as torch-fidelity wants an extractor; float64 so that its means are taken in float64."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: Path, **_others: object
+    ) -> None:
+        super().__init__(name, features_list)
+        self.network = load_classifier(feature_extractor_weights_path)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "pool", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "pool"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pool, logits = self.network(images)
+        found = {"pool": pool.double(), "logits": logits.double()}
+        return tuple(found[layer] for layer in self.features_list)
+
+
+def classifier_module(weights: Path, layers: list[str]) -> nn.Module:
+    """The classifier saved at `weights` as a torch-fidelity extractor of `layers`."""
+    if CLASSIFIER not in FEATURE_EXTRACTORS_REGISTRY:  # the registry is one per process and refuses a second time
+        torch_fidelity.register_feature_extractor(CLASSIFIER, ClassifierExtractor)
+    return _create(CLASSIFIER, layers, weights)
+
+
+def inception_module(state: dict[str, Tensor], layers: list[str]) -> nn.Module:
+    """torch-fidelity's Inception with these weights.
+
+    Its constructor reads a file without `weights_only`, so it is given one that was written here, in memory.
+    """
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return _create(INCEPTION, layers, file)
+
+
+def _create(name: str, layers: list[str], weights: Path | io.BytesIO) -> nn.Module:
+    module: nn.Module = create_feature_extractor(
+        name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights
+    )
+    return module

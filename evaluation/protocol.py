@@ -1,0 +1,77 @@
+"""What a score was measured on: stored beside it, and compared before two scores are."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from model import Record
+
+from .extractors import ExtractorIdentity
+
+
+class Reference(Record):
+    """The real images that the generated ones are compared with."""
+
+    data_digest: str
+    """Digest of the whole data set, from its shard index."""
+    split: str
+    """Part of the data set: train or heldout."""
+    images: int = Field(ge=2)
+    """Number of reference images."""
+    flipped: bool = False
+    """Whether each image was also counted mirrored."""
+
+
+class Protocol(Record):
+    """Everything but the model that a score depends on. Scores under different digests are never compared."""
+
+    images: int = Field(ge=2)
+    """Number of generated images."""
+    first_seed: int = Field(ge=0)
+    """Seed of the first image; image i has this seed + i."""
+    chunk_images: int = Field(ge=1)
+    """Images drawn and scored as one batch."""
+    sampler: dict[str, JsonValue]
+    """The sampler's configuration."""
+    extractor: ExtractorIdentity
+    """The network whose features were compared."""
+    reference: Reference
+    """The real images."""
+    device_type: str
+    """Where images were drawn and features taken: cpu or cuda."""
+    torch_fidelity: str
+    """Version of the library that computed the scores."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: sorted keys, no spaces."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(ours: Protocol, theirs: Protocol) -> list[str]:
+    """What keeps two scores apart, such as `sample images: 2000 against 1000`. Empty: comparable."""
+    mine, other = dict(_leaves(ours.model_dump(mode="json"))), dict(_leaves(theirs.model_dump(mode="json")))
+    names = [*mine, *(name for name in other if name not in mine)]
+    return [
+        f"{_label(name)}: {mine.get(name, 'absent')} against {other.get(name, 'absent')}"
+        for name in names
+        if (name in mine, mine.get(name)) != (name in other, other.get(name))
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values, in the order of the fields."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _label(name: str) -> str:
+    words = name.replace(".", " ").replace("_", " ")
+    return f"sample {words}" if name in ("images", "first_seed", "chunk_images") else words

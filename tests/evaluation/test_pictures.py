@@ -1,0 +1,122 @@
+"""Pictures hold the right pixels in the right places, and are whole files."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.errors import EvaluationError
+from evaluation.pictures import _running_mean, denoising_strip, image_grid, loss_curve, real_and_generated
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def shades(*values: int) -> np.ndarray:
+    """One uniform grey 8x8 image for each value."""
+    return np.tile(np.array(values, dtype=np.uint8)[:, None, None, None], (1, 8, 8, 1))
+
+
+def test_grid_enlarges_tiny_images_by_whole_factors_without_blurring(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, size=(1, 8, 8, 1), dtype=np.uint8)
+    image_grid(image, 4, tmp_path / "grid.png", min_pixels=20)
+    picture = pixels(tmp_path / "grid.png")
+    assert picture.shape == (3 * 8 + 4, 3 * 8 + 4, 3)
+    np.testing.assert_array_equal(picture[3:-2:3, 3:-2:3, :1], image[0])
+    assert set(np.unique(picture)) <= {*np.unique(image), 255}
+
+
+def test_grid_reads_row_by_row_and_leaves_the_rest_white(tmp_path: Path) -> None:
+    image_grid(shades(10, 20, 30, 40, 50), 3, tmp_path / "grid.png", min_pixels=8)
+    picture = pixels(tmp_path / "grid.png")[:, :, 0]
+    assert picture.shape == (2 * 10 + 2, 3 * 10 + 2)
+    assert picture[6:24:10, 6::10].tolist() == [[10, 20, 30], [40, 50, 255]]
+    assert (picture[:2] == 255).all()
+
+
+def test_colour_images_keep_their_colours(tmp_path: Path) -> None:
+    image = np.zeros((1, 60, 60, 3), dtype=np.uint8)
+    image[..., 2] = 200
+    image_grid(image, 1, tmp_path / "grid.png")
+    assert pixels(tmp_path / "grid.png")[30, 30].tolist() == [0, 0, 200]
+
+
+def test_real_images_are_on_the_left_under_their_heading(tmp_path: Path) -> None:
+    real_and_generated(shades(0, 0, 0, 0), shades(100, 100), 2, tmp_path / "both.png")
+    picture = pixels(tmp_path / "both.png")
+    left, right = np.array_split(picture, 2, axis=1)
+    assert (left == 100).all(axis=2).sum() == 0
+    assert (left[30:] == 0).all(axis=2).sum() == 4 * 48 * 48
+    assert (right == 100).all(axis=2).sum() == 2 * 48 * 48
+    for half in (left, right):
+        assert (half[:30] < 128).any()  # ink
+
+
+def test_strip_shows_an_image_a_row_and_a_state_a_column(tmp_path: Path) -> None:
+    frames = np.stack([shades(10, 40), shades(20, 50), shades(30, 60)])
+    denoising_strip(frames, [999, 500, -1], tmp_path / "strip.png")
+    picture = pixels(tmp_path / "strip.png")[30:, :, 0]
+    cell = picture.shape[1] // 3
+    assert picture[cell // 2 :: cell, cell // 2 :: cell].tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 2, 8, 8, 1)])
+def test_strip_without_a_time_for_each_state_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(EvaluationError, match=re.escape(f"frames {list(shape)} and 3 timesteps")):
+        denoising_strip(np.zeros(shape, dtype=np.uint8), [2, 1, -1], tmp_path / "strip.png")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 8, 8, 1)),
+        np.zeros((8, 8, 1), dtype=np.uint8),
+        np.zeros((0, 8, 8, 1), dtype=np.uint8),
+        np.zeros((1, 8, 8, 2), dtype=np.uint8),
+    ],
+)
+def test_anything_but_uint8_images_is_refused(tmp_path: Path, images: np.ndarray) -> None:
+    with pytest.raises(EvaluationError, match=r"expected uint8 \[N, H, W, 1 or 3\]"):
+        image_grid(images, 4, tmp_path / "grid.png")
+    with pytest.raises(EvaluationError, match=r"expected uint8 \[N, H, W, 1 or 3\]"):
+        real_and_generated(shades(1), images, 4, tmp_path / "grid.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("points", [1, 3, 500])
+def test_loss_curve_is_drawn_from_one_point_on(tmp_path: Path, points: int) -> None:
+    seen = np.arange(1, points + 1) * 1000
+    loss_curve(seen, np.exp(-seen / 1e5), tmp_path / "loss.png")
+    picture = pixels(tmp_path / "loss.png")
+    assert picture.shape == (540, 960, 3)
+    blue = (picture[..., 2].astype(int) - picture[..., 0]) > 40
+    assert blue[:, 100:700].any()
+
+
+def test_loss_curve_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
+    loss_curve([1, 2, 3, 4], [0.5, np.nan, np.inf, 0.4], tmp_path / "with.png")
+    loss_curve([1, 4], [0.5, 0.4], tmp_path / "without.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "with.png"), pixels(tmp_path / "without.png"))
+
+
+def test_running_mean_of_a_straight_line_is_itself_inside() -> None:
+    line = np.arange(200, dtype=np.float64)
+    np.testing.assert_allclose(_running_mean(line)[5:-5], line[5:-5])
+
+
+@pytest.mark.parametrize(
+    ("seen", "loss", "match"),
+    [
+        ([1, 2], [0.5], "2 image counts and 1 losses"),
+        ([], [], "none of the 0 losses is a positive number"),
+        ([1, 2], [np.nan, np.inf], "none of the 2 losses"),
+    ],
+)
+def test_loss_curve_without_losses_is_refused(tmp_path: Path, seen: list[float], loss: list[float], match: str) -> None:
+    with pytest.raises(EvaluationError, match=match):
+        loss_curve(seen, loss, tmp_path / "loss.png")
