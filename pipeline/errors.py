@@ -1,0 +1,32 @@
+"""Everything that the pipeline refuses on purpose: one clear message, an exit code, no traceback.
+
+Each takes its whole message as its one argument, so it survives the pickling between Ray processes.
+"""
+
+
+class PipelineError(Exception):
+    """A failed run; exit code 1. The message says what, where, found against expected, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """A wrong configuration or command; exit code 2. The message lists every mistake at once."""
+
+    exit_code = 2
+
+
+class DataError(PipelineError):
+    """Images, shards or an index that cannot be used as they are."""
+
+
+class ClusterError(PipelineError):
+    """The Ray cluster cannot give what the configuration asks for."""
+
+
+class TrainingError(PipelineError):
+    """Training stopped: non-finite loss, or a worker failed more often than allowed."""
+
+
+class TrackingError(PipelineError):
+    """MLflow does not answer or does not accept what it is sent."""

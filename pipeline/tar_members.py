@@ -1,0 +1,119 @@
+"""The samples of a webdataset tar, found by reading every header: strict where `webdataset` itself is silent.
+
+`tarfile`, and so webdataset, takes a damaged or cut header for the end of the archive. Here it ends
+with its end-of-archive marker (two blocks of zeros, POSIX ustar) or is refused.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import DataError
+from .images import IMAGE_EXTENSIONS
+
+_METADATA = re.compile("__[^/]*__($|/)")  # what webdataset skips
+_BLOCK_BYTES = 512
+_MARKER_BYTES = 2 * _BLOCK_BYTES
+_LABEL_BYTES = 18  # decimal digits that surely fit an int64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where the image of one sample lies in its tar, and its class (-1: no `.cls` member)."""
+
+    key: str
+    offset_bytes: int
+    size_bytes: int
+    label: int
+
+
+def read_samples(tar: Path) -> list[Sample]:
+    """Every sample of the tar, in order, grouped as webdataset does. Reads headers and labels, no image."""
+    members = _members(tar)
+    with tar.open("rb") as file:
+        samples = [_sample(tar, file.fileno(), key, fields) for key, fields in _grouped(tar, members)]
+    if not samples:
+        raise DataError(f"{tar}: no samples; expected members such as 000000.png and 000000.cls")
+    return samples
+
+
+def _members(tar: Path) -> list[tarfile.TarInfo]:
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            members = archive.getmembers()
+            end = archive.offset  # where tarfile found no further member, for whatever reason
+        with tar.open("rb") as file:
+            _check_end(tar, file.fileno(), end)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{tar}: not a whole, uncompressed tar ({error}); restore or unpack it") from error
+    return members
+
+
+def _check_end(tar: Path, file: int, end: int) -> None:
+    """After the last member come the end-of-archive marker and then nothing but zeros."""
+    marker = os.pread(file, _MARKER_BYTES, end)
+    if any(marker):
+        raise DataError(f"{tar}: damaged at byte {end}: neither a member nor the end of the archive; restore it")
+    if len(marker) < _MARKER_BYTES:
+        found_bytes = os.fstat(file).st_size
+        raise DataError(f"{tar}: truncated: {found_bytes} bytes, no end-of-archive marker at byte {end}; restore it")
+    while tail := os.pread(file, 1 << 20, end):
+        if tail.count(0) != len(tail):
+            raise DataError(f"{tar}: data after the end-of-archive marker at byte {end}; split joined tars apart")
+        end += len(tail)
+
+
+def _grouped(tar: Path, members: list[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(key, members by extension) of each run with one key, which ends at the file name's first dot."""
+    seen: set[str] = set()
+    current, fields = "", dict[str, tarfile.TarInfo]()
+    for member in members:
+        key, extension = _key_and_extension(tar, member)
+        if not extension:
+            continue
+        if key != current and fields:
+            yield current, fields
+            fields = {}
+        if extension in fields or (key != current and key in seen):
+            raise DataError(f"{tar}: sample {key} is there twice (member {member.name}); every key must be unique")
+        seen.add(key)
+        current, fields[extension] = key, member
+    if fields:
+        yield current, fields
+
+
+def _key_and_extension(tar: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{tar}: member {member.name} points outside the archive; such a tar is not trusted")
+    if member.isdir() or _METADATA.match(member.name):
+        return "", ""
+    if not member.isreg() or member.issparse():
+        raise DataError(f"{tar}: member {member.name} is a link, device or sparse file; expected plain files only")
+    folder, slash, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    # No stem: a hidden file such as macOS's ._0.png, of which webdataset would make a sample of its own.
+    return (folder + slash + stem, extension.lower()) if stem else ("", "")
+
+
+def _sample(tar: Path, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> Sample:
+    images = [member for extension, member in fields.items() if _is_image(extension)]
+    if len(images) != 1:
+        found = ", ".join(fields)
+        raise DataError(f"{tar}: sample {key} has {len(images)} images ({found}), expected one; rebuild the shard")
+    label = _label(tar, file, fields["cls"]) if "cls" in fields else -1
+    return Sample(key, images[0].offset_data, images[0].size, label)
+
+
+def _is_image(extension: str) -> bool:
+    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+
+
+def _label(tar: Path, file: int, member: tarfile.TarInfo) -> int:
+    text = os.pread(file, min(member.size, _LABEL_BYTES), member.offset_data).strip()
+    if member.size > _LABEL_BYTES or not text.isdigit():
+        raise DataError(f"{tar}: {member.name} holds {text!r}, expected a class number from 0; rebuild the shard")
+    return int(text)

@@ -1,0 +1,332 @@
+"""Tars that someone else wrote: indexed where they are, or refused with the shard and the member named."""
+
+import functools
+import gc
+import http.server
+import io
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.images import encode_png
+from pipeline.reader import ShardReader
+from pipeline.shard_index import ShardIndex
+from pipeline.shards import pack
+from pipeline.sources import Arrays, DataConfig, Shards
+from pipeline.tar_members import read_samples
+
+Member = tuple[str | tarfile.TarInfo, bytes]
+
+
+def quiet(done: int, total: int) -> None: ...
+
+
+def random_images(count: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
+def write_tar(path: Path, members: Sequence[Member], tar_format: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=tar_format) as archive:
+        for name, content in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def labelled(images: npt.NDArray[np.uint8], prefix: str = "") -> list[Member]:
+    members: list[Member] = []
+    for number, image in enumerate(images):
+        members += [
+            (f"{prefix}{number:04d}.cls", b"%d" % (number % 3)),
+            (f"{prefix}{number:04d}.png", encode_png(image)),
+        ]
+    return members
+
+
+PNG = encode_png(random_images(1)[0])
+
+
+def index(tars: Sequence[Path | str], folder: Path, heldout_fraction: float = 0.2) -> ShardIndex:
+    source = Shards(urls=tuple(map(str, tars)))
+    data = DataConfig(source=source, image_size=8, channels=3, heldout_fraction=heldout_fraction)
+    return pack(data, folder, quiet)
+
+
+def test_local_tars_are_indexed_where_they_are(tmp_path: Path) -> None:
+    images = random_images(10)
+    tars = [write_tar(tmp_path / f"{n}.tar", labelled(images[5 * n : 5 * n + 5])) for n in range(2)]
+    index([tmp_path / "{0..1}.tar"], tmp_path / "packed")
+    made = ShardIndex.load(tmp_path / "packed")
+    assert [entry.location for entry in made.shards] == [str(tar) for tar in tars]
+    assert len(made.ids("heldout")) == 2
+    assert made.class_names == ("0", "1", "2")
+    train, heldout = ShardReader(made, "train", "none"), ShardReader(made, "heldout", "none")
+    np.testing.assert_array_equal(train.read(np.arange(8)), images[made.ids("train")])
+    np.testing.assert_array_equal(heldout.read(np.arange(2)), images[made.ids("heldout")])
+    np.testing.assert_array_equal(train.labels, (made.ids("train") % 5) % 3)
+
+
+def test_the_same_images_have_the_same_digest_packed_or_found(tmp_path: Path) -> None:
+    images = random_images(10)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(10) % 3)
+    source = Arrays(images=tmp_path / "a.npz", labels=tmp_path / "a.npz")
+    packed = pack(DataConfig(source=source, image_size=8, channels=3, heldout_fraction=0.2), tmp_path / "p", quiet)
+    found = index([write_tar(tmp_path / "a.tar", labelled(images))], tmp_path / "f")
+    assert packed.digest == found.digest
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG", "BMP"])
+def test_images_of_any_format_are_read_as_pil_decodes_them(tmp_path: Path, form: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(random_images(1)[0]).save(buffer, form)
+    made = index([write_tar(tmp_path / "a.tar", [(f"0.{form.lower()}", buffer.getvalue())])], tmp_path / "p", 0.0)
+    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())))
+    np.testing.assert_array_equal(ShardReader(made, "train", "none").read(np.arange(1))[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_tar_format_and_what_webdataset_skips_are_understood(tmp_path: Path, tar_format: int) -> None:
+    folder = tarfile.TarInfo("data")
+    folder.type = tarfile.DIRTYPE
+    long = "n" * 90 if tar_format == tarfile.USTAR_FORMAT else "n" * 300
+    members: list[Member] = [
+        (folder, b""),
+        ("__meta__/0.png", PNG),
+        ("data/README", b"no extension"),
+        ("data/._0.png", b"left by another system"),
+        (f"data/{long}.PNG", PNG),
+        (f"data/{long}.json", b"{}"),
+        ("data.v2/0.image.png", PNG),
+        ("data.v2/0.cls", b"5\n"),
+    ]
+    samples = read_samples(write_tar(tmp_path / "a.tar", members, tar_format))
+    assert [(sample.key, sample.label) for sample in samples] == [(f"data/{long}", -1), ("data.v2/0", 5)]
+    content = (tmp_path / "a.tar").read_bytes()
+    assert all(content[s.offset_bytes : s.offset_bytes + s.size_bytes] == PNG for s in samples)
+    theirs = [sample["__key__"] for sample in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)]
+    gc.collect()  # it leaves the shard to the garbage collector to close
+    assert theirs[1:] == [sample.key for sample in samples]  # its first is data/, of the hidden file
+
+
+def test_a_tar_cut_anywhere_is_refused_or_has_lost_nothing(tmp_path: Path) -> None:
+    """Beyond the end-of-archive marker there is only padding, which may go."""
+    whole = write_tar(tmp_path / "whole.tar", labelled(random_images(12)))
+    content, samples = whole.read_bytes(), read_samples(whole)
+    marker_end = len(content.rstrip(b"\0")) // 512 * 512 + 512 + 1024
+    assert marker_end < len(content)
+    cuts = sorted({*range(0, len(content), 131), *range(0, len(content), 512), marker_end - 1, marker_end})
+    cut_tar = tmp_path / "cut.tar"
+    for cut in cuts:
+        cut_tar.write_bytes(content[:cut])
+        if cut >= marker_end:
+            assert read_samples(cut_tar) == samples
+            continue
+        with pytest.raises(DataError, match=r"cut.tar: (not a whole|truncated|damaged)"):
+            read_samples(cut_tar)
+    assert len(cuts) > 200
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    whole = tmp_path / "whole.tar"
+    if not whole.exists():
+        write_tar(whole, [(f"{n}.png", encode_png(image)) for n, image in enumerate(random_images(4))])
+        index([whole], tmp_path / "whole")
+    content = bytearray(whole.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    changed = tmp_path / "changed.tar"
+    changed.write_bytes(content)
+    outcome = digest_or_refusal(changed)
+    assert outcome == ShardIndex.load(tmp_path / "whole").digest or str(changed) in outcome
+
+
+def digest_or_refusal(tar: Path) -> str:
+    try:
+        return index([tar], tar.with_suffix("")).digest
+    except DataError as error:
+        return str(error)
+
+
+def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
+
+
+BAD_MEMBERS: dict[str, tuple[list[Member], str]] = {
+    "no members": ([], "no samples; expected members such as"),
+    "no samples": ([("README", b"text")], "no samples; expected members such as"),
+    "no image": ([("0.cls", b"1"), ("1.png", PNG)], r"sample 0 has 0 images \(cls\), expected one"),
+    "two images": ([("0.png", PNG), ("0.jpg", PNG)], r"sample 0 has 2 images \(png, jpg\), expected one"),
+    "key twice": ([("0.png", PNG), ("1.png", PNG), ("0.png", PNG)], "sample 0 is there twice"),
+    "extension twice": ([("0.png", PNG), ("0.png", PNG)], "sample 0 is there twice"),
+    "parts apart": ([("0.png", PNG), ("1.png", PNG), ("0.cls", b"1")], r"twice \(member 0.cls\)"),
+    "label is a word": ([("0.cls", b"dog"), ("0.png", PNG)], "0.cls holds b'dog', expected a class number"),
+    "label is negative": ([("0.cls", b"-1"), ("0.png", PNG)], "0.cls holds b'-1', expected a class number"),
+    "label is empty": ([("0.cls", b""), ("0.png", PNG)], "0.cls holds b'', expected a class number"),
+    "label is endless": (
+        [("0.cls", b"1" * 400), ("0.png", PNG)],
+        "0.cls holds b'1+', expected a class number",
+    ),
+    "parent folder": ([("a/../../0.png", PNG)], r"member a/../../0.png points outside the archive"),
+    "absolute path": ([("/etc/0.png", PNG)], "member /etc/0.png points outside the archive"),
+    "symbolic link": (
+        [(link("0.png", tarfile.SYMTYPE), b"")],
+        "member 0.png is a link, device or sparse file",
+    ),
+    "hard link": ([("1.png", PNG), (link("0.png", tarfile.LNKTYPE), b"")], "member 0.png is a link, device"),
+    "device": ([(link("0.png", tarfile.CHRTYPE), b"")], "member 0.png is a link, device or sparse file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MEMBERS)
+def test_bad_members_are_refused_by_name(tmp_path: Path, case: str) -> None:
+    members, message = BAD_MEMBERS[case]
+    with pytest.raises(DataError, match=rf"bad.tar: .*{message}"):
+        read_samples(write_tar(tmp_path / "bad.tar", members))
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("0.png"))
+    with pytest.raises(DataError, match=r"a.tar: not a whole, uncompressed tar"):
+        read_samples(tmp_path / "a.tar")
+
+
+def test_joined_tars_are_refused(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "one.tar", [("0.png", PNG)]).read_bytes()
+    (tmp_path / "two.tar").write_bytes(one + one)
+    with pytest.raises(DataError, match=r"two.tar: data after the end-of-archive marker at byte \d+; split joined"):
+        read_samples(tmp_path / "two.tar")
+
+
+def test_a_damaged_header_is_refused_where_it_lies(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("0.png", PNG), ("1.png", PNG)])
+    second = read_samples(tar)[1].offset_bytes - 512
+    content = bytearray(tar.read_bytes())
+    content[second] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a.tar: damaged at byte {second}: neither a member nor the end"):
+        read_samples(tar)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a png", "sample 0: not a readable image"),
+        (b"", "sample 0: not a readable image"),
+        (PNG[:-40], "sample 0: not a readable image"),
+        (
+            encode_png(np.zeros((8, 9, 3), np.uint8)),
+            "sample 0: a 9x8 image of mode RGB, expected 8x8 of mode RGB",
+        ),
+        (
+            encode_png(np.zeros((8, 8, 1), np.uint8)),
+            "sample 0: a 8x8 image of mode L, expected 8x8 of mode RGB",
+        ),
+    ],
+)
+def test_an_image_of_the_wrong_content_size_or_mode_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("0.png", content), ("1.png", PNG)])
+    with pytest.raises(DataError, match=rf"{tar}: {message}"):
+        index([tar], tmp_path / "p", 0.0)
+
+
+@pytest.mark.parametrize(("first", "found"), [(True, "no"), (False, "a")])
+def test_labels_for_some_images_only_are_refused(tmp_path: Path, first: bool, found: str) -> None:
+    members: list[tuple[str, list[Member]]] = [
+        ("with.tar", [("0.cls", b"1"), ("0.png", PNG)]),
+        ("without.tar", [("1.png", PNG)]),
+    ]
+    tars = [write_tar(tmp_path / name, some) for name, some in (members if first else members[::-1])]
+    with pytest.raises(DataError, match=rf"{tars[1]}: sample \d has {found} .cls member, unlike \d of {tars[0].name}"):
+        index(tars, tmp_path / "p", 0.0)
+
+
+def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", labelled(random_images(3)))
+    data = DataConfig(source=Shards(urls=(str(tar),), class_names=("a", "b")), image_size=8, channels=3)
+    with pytest.raises(DataError, match=r"data.source.urls: labels from 0 to 2, expected 0 to 1"):
+        pack(data, tmp_path / "p", quiet)
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    requests: ClassVar[list[str]] = []
+
+    def log_request(self, code: object = "", size: object = "") -> None:
+        del code, size
+        self.requests.append(self.path)
+
+    def log_error(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the http URL at which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_remote_tars_are_fetched_once_and_indexed(tmp_path: Path, served: tuple[Path, str]) -> None:
+    folder, url = served
+    images = random_images(6)
+    for number in range(2):
+        write_tar(folder / f"{number}.tar", labelled(images[3 * number : 3 * number + 3]))
+    first = index([f"{url}/{{0,1}}.tar"], tmp_path / "p")
+    assert "/1.tar" in Handler.requests
+    Handler.requests.clear()
+    second = index([f"{url}/{{0,1}}.tar"], tmp_path / "p")
+    assert Handler.requests == []
+    assert first.digest == second.digest == index([folder / "0.tar", folder / "1.tar"], tmp_path / "l").digest
+    assert all(entry.location.startswith("fetched-") for entry in first.shards)
+    assert list((tmp_path / "p").glob("*.part")) == []
+
+
+def test_a_remote_tar_that_is_not_whole_is_refused_and_not_kept(tmp_path: Path, served: tuple[Path, str]) -> None:
+    folder, url = served
+    whole = write_tar(folder / "a.tar", labelled(random_images(6))).read_bytes()
+    (folder / "a.tar").write_bytes(whole[:2048])
+    with pytest.raises(DataError, match=r"http://.*/a.tar: cannot be fetched \(.*: truncated: 2048 bytes"):
+        index([f"{url}/a.tar"], tmp_path / "p")
+    (folder / "a.tar").write_bytes(whole)
+    assert len(index([f"{url}/a.tar"], tmp_path / "p").label) == 6
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("{url}/absent.tar", r"http://127.0.0.1:\d+/absent.tar: cannot be fetched"),
+        (
+            "nosuch://user:secret@host/a.tar?token=secret",
+            r"^nosuch://host/a.tar: cannot be fetched \(ValueError\)",
+        ),
+    ],
+)
+def test_a_remote_tar_that_cannot_be_fetched_is_refused_without_its_secrets(
+    tmp_path: Path, served: tuple[Path, str], url: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as refusal:
+        index([url.format(url=served[1])], tmp_path / "p")
+    assert "secret" not in str(refusal.value)
+    assert list((tmp_path / "p").iterdir()) == []
