@@ -1,0 +1,124 @@
+"""What goes into a model version, and how it lies in the version's folder."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import model
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+_REQUIREMENTS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """Everything that goes into a model version."""
+
+    run_key: str
+    """Digest of all that decided the model and its scores; registered twice, it is one version."""
+    weights: Path
+    """Safetensors, the names as in `ModelSpec.build().state_dict()`."""
+    description: Path
+    """`model.json`: {"format": 1, "spec": ModelSpec, "sampler": Sampler}."""
+    config: Path
+    """The resolved configuration, YAML."""
+    protocol: Mapping[str, Any]
+    """How the scores were measured, as JSON."""
+    protocol_digest: str
+    """Scores are compared only where this is equal."""
+    scores: Mapping[str, float | None]
+    """By name; None where a score cannot be had."""
+    primary_score: str
+    """Name of the score that decides, lower is better."""
+    data_digest: str
+    """Digest of the shard index."""
+    trained_images: int
+    """How long it was trained, in images."""
+    pictures: tuple[Path, ...] = ()
+    """Sample grid and the like, PNG."""
+
+
+def write_model(folder: Path, package: ModelPackage, run_id: str, model_id: str) -> None:
+    """An MLflow pyfunc model in `folder`: code as files, weights as safetensors, no pickle."""
+    package_source = Path(model.__file__).parent
+    with TemporaryDirectory() as staging, warnings.catch_warnings():
+        # Said by MLflow's own modules while they are imported, about their own type hints.
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        code = Path(staging, "model")
+        shutil.copytree(package_source, code, ignore=shutil.ignore_patterns("__pycache__"))
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={
+                "weights": str(package.weights),
+                "description": str(package.description),
+                "package": str(code),
+            },
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            signature=_signature(json.loads(package.description.read_text())["spec"]),
+            input_example={"seed": [0, 1]},
+            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+        )
+    _write_evidence(folder, package)
+
+
+def _write_evidence(folder: Path, package: ModelPackage) -> None:
+    """What a reader of the version wants beside the model: configuration, protocol, scores, pictures."""
+    shutil.copy(package.config, folder / "config.yaml")
+    evidence = {"digest": package.protocol_digest, "protocol": package.protocol, "scores": package.scores}
+    (folder / "scores.json").write_text(json.dumps(evidence, indent=2, default=dict) + "\n")
+    (folder / "pictures").mkdir()
+    for picture in package.pictures:
+        shutil.copy(picture, folder / "pictures")
+
+
+def _signature(spec: Mapping[str, Any]) -> "ModelSignature":
+    import numpy
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    image = (spec["image_size"], spec["image_size"], spec["channels"])
+    return ModelSignature(
+        inputs=Schema([ColSpec("long", "seed")]),
+        outputs=Schema([TensorSpec(numpy.dtype("uint8"), (-1, *image))]),
+    )
+
+
+def card(package: ModelPackage) -> str:
+    """The version's description in the UI, Markdown: what it is, its scores, how they were measured."""
+    spec = json.loads(package.description.read_text())["spec"]
+    size, colour = spec["image_size"], "grey" if spec["channels"] == 1 else "RGB"
+    scores = "\n".join(
+        f"| {'**' + name + '**' if name == package.primary_score else name} | {_figure(value)} |"
+        for name, value in package.scores.items()
+    )
+    return f"""{size} x {size} {colour} images, trained on {package.trained_images:,} (repeats counted).
+
+| score | value |
+|---|---|
+{scores}
+
+**{package.primary_score}** decides, lower is better. Scores compare only under one protocol, this one
+being `{package.protocol_digest[:12]}`:
+
+```json
+{json.dumps(package.protocol, indent=2, default=dict)}
+```
+
+Data `{package.data_digest[:12]}`. Configuration, scores and pictures are files of the model.
+"""
+
+
+def _figure(value: float | None) -> str:
+    return "not available" if value is None else f"{value:.4g}"

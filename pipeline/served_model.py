@@ -1,0 +1,101 @@
+"""What MLflow runs when it loads a registered model: seeds in, images out.
+
+This file travels inside every model version, beside the weights (safetensors), `model.json` and a copy of the
+`model` package, so it may import nothing of this repository. The copy is imported under a name of its own:
+versions with different code live in one process, and a user's own module called `model` stays what it is.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import pandas  # type: ignore[import-untyped]
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+
+MAX_SEEDS = 4096
+_CHUNK_IMAGES = 64
+
+
+class ServedModel(PythonModel):
+    """A model version in memory, on the GPU where there is one."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Reads the version's files. MLflow finds the argument by its name."""
+        package = load_package(Path(context.artifacts["package"]))
+        described = json.loads(Path(context.artifacts["description"]).read_text())
+        self._generate = package.generate
+        self._spec = package.ModelSpec.model_validate(described["spec"])
+        self._sampler = TypeAdapter(package.Sampler).validate_python(described["sampler"])
+        with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
+            network = self._spec.build()
+        network.load_state_dict(load_file(context.artifacts["weights"]))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = network.to(self._device).eval()
+
+    def predict(
+        self,
+        context: PythonModelContext | None,  # noqa: ARG002  # MLflow's signature
+        model_input: pandas.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> NDArray[numpy.uint8]:
+        """uint8 [N, H, W, C] for a column `seed` of N integers; image i depends on seed i alone."""
+        seeds = torch.from_numpy(_seeds(pandas.DataFrame(model_input))).to(self._device)
+        chunks = [
+            self._generate(self._spec, self._sampler, self._network, chunk)
+            for chunk in torch.split(seeds, _CHUNK_IMAGES)
+        ]
+        return torch.cat(chunks).cpu().numpy()
+
+
+def load_package(folder: Path) -> ModuleType:
+    """The copy of the package `model` in `folder`, imported once per content."""
+    sources = [(file.relative_to(folder).as_posix(), file.read_bytes()) for file in sorted(folder.rglob("*.py"))]
+    name = f"_diffusion_model_{hashlib.sha256(repr(sources).encode()).hexdigest()[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks types up there while it runs
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _seeds(frame: pandas.DataFrame) -> NDArray[numpy.int64]:
+    if "seed" not in frame:
+        raise MlflowException.invalid_parameter_value(
+            f"no column 'seed', found {[*frame.columns]}; give it one integer for each image"
+        )
+    seeds: NDArray[Any] = frame["seed"].to_numpy()
+    if not 1 <= len(seeds) <= MAX_SEEDS:
+        raise MlflowException.invalid_parameter_value(
+            f"{len(seeds)} seeds, expected 1 to {MAX_SEEDS}; ask for more images in several requests"
+        )
+    if seeds.dtype.kind not in "iu":
+        raise MlflowException.invalid_parameter_value(
+            f"seed: found {seeds.dtype}, expected integers, such as [0, 1, 2]"
+        )
+    if seeds.min() < 0 or seeds.max() >= 2**63:
+        raise MlflowException.invalid_parameter_value(
+            f"seed: found {seeds.min()} to {seeds.max()}, expected 0 to 2^63 - 1"
+        )
+    return seeds.astype(numpy.int64)
+
+
+set_model(ServedModel())

@@ -1,0 +1,122 @@
+"""The store's address and its answers: servers and databases that misbehave are real ones."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from pipeline.errors import TrackingError
+from pipeline.mlflow_store import check_answers, redacted, resolve_uri
+
+
+def test_the_store_is_the_configured_one_else_the_environments_else_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:5000")
+    assert resolve_uri(None, tmp_path) == "http://from-environment:5000"
+    assert resolve_uri("http://configured:5000", tmp_path) == "http://configured:5000"
+
+
+def test_a_relative_sqlite_file_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("sqlite:///runs.db", tmp_path) == f"sqlite:///{tmp_path}/runs.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://ann:secret@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://ann:se/cr@et@db/mlflow", "postgresql://***@db/mlflow"),
+        ("mysql://db/x?user=ann&password=secret&ssl=1", "mysql://db/x?user=ann&password=***&ssl=1"),
+        ("https://bucket/x?X-Amz-Signature=secret&a=1", "https://bucket/x?X-Amz-Signature=***&a=1"),
+        ('["http://ann:secret@host","me@home"]', '["http://***@host","me@home"]'),
+        ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
+    ],
+)
+def test_credentials_are_not_shown(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """A server on a free port that gives everyone this answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://ann:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts"),
+        (401, "who are you", "MLFLOW_TRACKING_USERNAME"),
+        (403, "no", "are these credentials allowed to write"),
+        (404, "<html>", "not an MLflow server"),
+        (500, "oops", "HTTP 500: oops"),
+    ],
+)
+def test_a_server_that_refuses_is_reported_with_the_cure(status: int, body: str, says: str) -> None:
+    with answering(status, body) as uri, pytest.raises(TrackingError, match=says) as refused:
+        check_answers(uri)
+    assert "secret" not in str(refused.value)
+    assert "http://***@127.0.0.1" in str(refused.value)
+
+
+def test_a_server_that_answers_passes() -> None:
+    with answering(200, "{}") as uri:
+        check_answers(uri)
+
+
+def test_nothing_listening_is_reported_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=r"connection refused; start the server"):
+        check_answers("http://ann:secret@127.0.0.1:1")
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_keeps_silent_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(TrackingError, match="no answer; is the address right"):
+            check_answers(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
+        assert time.monotonic() - began < 2
+
+
+def test_an_address_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(TrackingError, match=r"not an address; expected http://HOST:PORT"):
+        check_answers("./mlruns")
+
+
+def test_a_database_whose_driver_is_not_installed_is_refused_without_its_password() -> None:
+    with pytest.raises(TrackingError, match="No module named") as refused:
+        check_answers("oracle://ann:secret@127.0.0.1/mlflow")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("these are not the tables you are looking for" * 100)
+    with pytest.raises(TrackingError, match="not an SQLite database"):
+        check_answers(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_checking_creates_nothing(tmp_path: Path) -> None:
+    check_answers(f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,281 @@
+"""Versions and aliases, in a real SQLite registry, also when the process is killed anywhere in between."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import DDIM, DDPMUNet, ModelSpec, VPLinear, generate
+from pipeline.errors import TrackingError
+from pipeline.mlflow_store import resolve_uri
+from pipeline.model_package import ModelPackage
+from pipeline.registry import Registered, judge, register
+from pipeline.tracking import TrackedRun, open_run
+
+SPEC = ModelSpec(
+    image_size=8,
+    channels=1,
+    network=DDPMUNet(base_channels=32, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=()),
+    path=VPLinear(),
+)
+SAMPLER = DDIM(steps=2)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
+
+
+@pytest.fixture
+def run(uri: str, tmp_path: Path) -> TrackedRun:
+    return open_run(uri, "digits", "night", tmp_path / "run", {}, {})
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A registered model of the test's own, in the store that all share."""
+    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return SPEC.build()
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) -> ModelPackage:
+    folder = tmp_path_factory.mktemp("package")
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    described = {
+        "format": 1,
+        "spec": SPEC.model_dump(mode="json"),
+        "sampler": SAMPLER.model_dump(mode="json"),
+    }
+    (folder / "model.json").write_text(json.dumps(described))
+    (folder / "config.yaml").write_text("name: digits\n")
+    return ModelPackage(
+        run_key="first",
+        weights=folder / "weights.safetensors",
+        description=folder / "model.json",
+        config=folder / "config.yaml",
+        protocol={"images": 360, "extractor": {"kind": "classifier"}},
+        protocol_digest="p" * 64,
+        scores={"fid_classifier": 27.0, "inception_score_classifier_mean": 9.5, "fid_768": None},
+        primary_score="fid_classifier",
+        data_digest="d" * 64,
+        trained_images=1_000_000,
+    )
+
+
+def night(package: ModelPackage, key: str, fid: float | None, **changes: Any) -> ModelPackage:
+    return replace(package, run_key=key, scores=package.scores | {"fid_classifier": fid}, **changes)
+
+
+def aliases(run: TrackedRun, name: str) -> dict[str, int]:
+    return {alias: int(version) for alias, version in run.client.get_registered_model(name).aliases.items()}
+
+
+def test_the_first_version_is_candidate_and_champion(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    registered = register(run, package, name)
+    assert registered == Registered(name, 1, True, "version 1 is the first champion")
+    assert registered.uri == f"models:/{name}/1"
+    assert aliases(run, name) == {"candidate": 1, "champion": 1}
+
+
+def test_champion_moves_to_the_better_candidate_to_the_newest(
+    run: TrackedRun, package: ModelPackage, name: str
+) -> None:
+    for key, fid in (("a", 27.0), ("b", 20.0), ("c", 21.0)):
+        last = register(run, night(package, key, fid), name)
+    assert aliases(run, name) == {"candidate": 3, "champion": 2}
+    assert last == Registered(name, 3, False, "version 2 stays champion: fid_classifier 20 against 21 of version 3")
+    tags = run.client.get_model_version(name, "2").tags
+    assert tags["verdict"] == "version 2 is champion: fid_classifier 20 against 27 of version 1"
+
+
+def test_a_version_says_what_it_is(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, package, name)
+    version = run.client.get_model_version(name, "1")
+    assert version.run_id == run.run_id
+    assert version.tags["protocol_digest"] == package.protocol_digest
+    assert version.tags["data_digest"] == package.data_digest
+    assert (version.tags["primary_score"], version.tags["primary_score_value"]) == ("fid_classifier", "27.0")
+    assert "| **fid_classifier** | 27 |" in version.description
+    assert "| fid_768 | not available |" in version.description
+    assert '"kind": "classifier"' in version.description
+    assert "8 x 8 grey images, trained on 1,000,000" in version.description
+    assert f'load_model("models:/{name}@champion")' in run.client.get_registered_model(name).description
+
+
+def test_the_scores_are_on_the_model_and_the_model_on_its_run(
+    run: TrackedRun, package: ModelPackage, name: str
+) -> None:
+    register(run, package, name)
+    [logged] = run.client.search_logged_models([run.experiment_id], f"name = '{name}' AND metrics.fid_classifier < 28")
+    assert {metric.key: metric.value for metric in logged.metrics} == {
+        "fid_classifier": 27.0,
+        "inception_score_classifier_mean": 9.5,
+    }
+    [output] = run.client.get_run(run.run_id).outputs.model_outputs
+    assert output.model_id == logged.model_id
+
+
+@pytest.mark.parametrize(
+    ("held", "score", "is_champion", "verdict"),
+    [
+        ("27.0", 26.9, True, "version 2 is champion: fid_classifier 26.9 against 27 of version 1"),
+        ("27.0", 27.0, False, "version 1 stays champion: fid_classifier 27 against 27 of version 2"),
+        ("27.0", None, False, "version 1 stays champion: version 2 has no fid_classifier"),
+        ("27.0", math.nan, False, "version 1 stays champion: version 2 has no fid_classifier"),
+        ("27.0", -math.inf, False, "version 1 stays champion: version 2 has no fid_classifier"),
+        ("nan", None, False, "version 1 stays champion: version 2 has no fid_classifier"),
+        ("nan", 50.0, True, "version 2 is champion: fid_classifier 50, where version 1 has none"),
+    ],
+)
+def test_the_lower_score_of_one_protocol_is_champion(
+    package: ModelPackage, held: str, score: float | None, is_champion: bool, verdict: str
+) -> None:
+    assert judge(night(package, "new", score), 2, champion(package, held)) == (is_champion, verdict)
+
+
+@pytest.mark.parametrize("changes", [{"protocol_digest": "q" * 64}, {"primary_score": "fid_768"}])
+def test_unlike_protocols_are_never_compared(package: ModelPackage, changes: dict[str, str]) -> None:
+    better = replace(package, scores={"fid_classifier": 1.0, "fid_768": 1.0}, **changes)  # type: ignore[arg-type]
+    is_champion, verdict = judge(better, 2, champion(package, "27.0"))
+    assert not is_champion
+    assert verdict == "version 1 stays champion: it was scored under another protocol, so the two cannot be compared"
+
+
+def champion(package: ModelPackage, held: str) -> Any:
+    from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+
+    tags = {
+        "protocol_digest": package.protocol_digest,
+        "primary_score": "fid_classifier",
+        "primary_score_value": held,
+    }
+    return ModelVersion("digits", "1", 0, tags=[ModelVersionTag(key, value) for key, value in tags.items()])
+
+
+def test_a_score_that_is_not_finite_is_registered_and_never_wins(
+    run: TrackedRun, package: ModelPackage, name: str
+) -> None:
+    for key, fid in (("a", math.nan), ("b", None)):
+        register(run, night(package, key, fid), name)
+    assert aliases(run, name) == {"candidate": 2, "champion": 1}
+    assert register(run, night(package, "c", 90.0), name).is_champion
+
+
+def test_registering_again_finds_the_version(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    assert register(run, package, name) == register(run, package, name)
+    assert_registered_once(run, name)
+
+
+def test_registering_again_leaves_what_a_person_rolled_back(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, night(package, "a", 27.0), name)
+    register(run, night(package, "b", 20.0), name)
+    run.client.set_registered_model_alias(name, "champion", "1")
+    assert not register(run, night(package, "b", 20.0), name).is_champion
+    assert aliases(run, name) == {"candidate": 2, "champion": 1}
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: nothing below catches it."""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "create_registered_model",
+        "create_logged_model",
+        "log_model_artifacts",
+        "log_batch",
+        "log_outputs",
+        "finalize_logged_model",
+        "create_model_version",
+        "set_registered_model_alias",
+        "set_model_version_tag",
+    ],
+)
+def test_a_kill_after_any_step_is_made_good_by_the_same_call(
+    run: TrackedRun, package: ModelPackage, name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, step, then_killed(getattr(MlflowClient, step)))
+        with pytest.raises(Killed):
+            register(run, package, name)
+    assert register(run, package, name).is_champion
+    assert_registered_once(run, name)
+
+
+def then_killed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def killed(*arguments: Any, **named: Any) -> None:
+        call(*arguments, **named)
+        raise Killed
+
+    return killed
+
+
+def assert_registered_once(run: TrackedRun, name: str) -> None:
+    [version] = run.client.search_model_versions(f"name = '{name}'")
+    [logged] = run.client.search_logged_models([run.experiment_id], f"name = '{name}'")
+    assert version.source == f"models:/{logged.model_id}"
+    assert logged.status == "READY"
+    assert aliases(run, name) == {"candidate": 1, "champion": 1}
+    assert len(run.client.get_metric_history(run.run_id, "fid_classifier")) == 1
+
+
+def test_a_name_that_mlflow_refuses_is_reported(run: TrackedRun, package: ModelPackage) -> None:
+    with pytest.raises(TrackingError, match=r"cannot register a/b: .*[Ii]nvalid"):
+        register(run, package, "a/b")
+
+
+def test_registering_leaves_the_default_store_of_the_process_alone(
+    run: TrackedRun, package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere-else:5000")
+    register(run, package, name)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://somewhere-else:5000"
+
+
+def test_the_champion_loads_outside_the_repository_without_pickle(
+    run: TrackedRun, package: ModelPackage, name: str, network: torch.nn.Module, tmp_path: Path
+) -> None:
+    register(run, package, name)
+    (tmp_path / "model.py").write_text("mine = True\n")  # the user's own module
+    (tmp_path / "use.py").write_text(f"""
+import sys
+
+class NoRepository:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pipeline", "evaluation"):
+            raise ImportError(f"{{name}} was asked for")
+
+sys.meta_path.insert(0, NoRepository())
+import model
+import mlflow
+images = mlflow.pyfunc.load_model("models:/{name}@champion").predict({{"seed": [5, 6]}})
+assert model.mine and not hasattr(model, "ModelSpec")
+images.tofile("images.bin")
+""")
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": run.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    environment.pop("PYTHONPATH", None)
+    subprocess.run([sys.executable, "use.py"], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    expected = generate(SPEC, SAMPLER, network, torch.tensor([5, 6]))
+    assert (tmp_path / "images.bin").read_bytes() == expected.numpy().tobytes()

@@ -1,0 +1,198 @@
+"""The registered model as its user meets it: in a folder of its own, without this repository."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import DDIM, DDPMUNet, ModelSpec, VPLinear, generate
+from pipeline.model_package import ModelPackage, write_model
+
+SPEC = ModelSpec(
+    image_size=8,
+    channels=1,
+    network=DDPMUNet(base_channels=32, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=()),
+    path=VPLinear(),
+)
+SAMPLER = DDIM(steps=3)
+
+# Said by MLflow's own modules while they are imported, about their own type hints.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return SPEC.build()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) -> Path:
+    """The folder that is uploaded for a model version."""
+    folder = tmp_path_factory.mktemp("package")
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    described = {
+        "format": 1,
+        "spec": SPEC.model_dump(mode="json"),
+        "sampler": SAMPLER.model_dump(mode="json"),
+    }
+    (folder / "model.json").write_text(json.dumps(described))
+    (folder / "config.yaml").write_text("name: digits\n")
+    (folder / "grid.png").write_bytes(b"png")
+    package = ModelPackage(
+        run_key="key",
+        weights=folder / "weights.safetensors",
+        description=folder / "model.json",
+        config=folder / "config.yaml",
+        protocol={"images": 360},
+        protocol_digest="p" * 64,
+        scores={"fid": 3.0},
+        primary_score="fid",
+        data_digest="d" * 64,
+        trained_images=1000,
+        pictures=(folder / "grid.png",),
+    )
+    write_model(folder / "model", package, run_id="r" * 32, model_id="m-1")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def served(saved: Path) -> Any:
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(saved))
+
+
+@pytest.fixture
+def load_package() -> Iterator[Callable[[Path], ModuleType]]:
+    from pipeline import served_model
+
+    before = set(sys.modules)
+    yield served_model.load_package
+    for name in set(sys.modules) - before:
+        if name.startswith("_diffusion_model_"):
+            del sys.modules[name]
+
+
+def test_it_makes_the_images_that_the_pipeline_makes(served: Any, network: torch.nn.Module) -> None:
+    images = served.predict({"seed": [3, 1_000_000_007]})
+    assert images.dtype == numpy.uint8
+    assert images.shape == (2, 8, 8, 1)
+    assert torch.equal(torch.from_numpy(images), generate(SPEC, SAMPLER, network, torch.tensor([3, 1_000_000_007])))
+
+
+def test_more_seeds_than_one_chunk_come_back_in_order(served: Any) -> None:
+    images = served.predict({"seed": list(range(70))})
+    assert images.shape == (70, 8, 8, 1)
+    assert numpy.array_equal(images[64:], served.predict({"seed": list(range(64, 70))}))
+
+
+def test_a_table_a_mapping_and_rows_ask_for_the_same(served: Any) -> None:
+    import pandas  # type: ignore[import-untyped]
+
+    asked = [pandas.DataFrame({"seed": [1, 2]}), {"seed": [1, 2]}, [{"seed": 1}, {"seed": 2}]]
+    first, *others = [served.predict(question) for question in asked]
+    assert all(numpy.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ({"sed": [1]}, r"missing inputs \['seed'\]"),
+        ({"seed": [1.5]}, "Can not safely convert float64 to int64"),
+        ({"seed": [1, -2]}, r"seed: found -2 to 1, expected 0 to 2\^63 - 1"),
+        ({"seed": list(range(4097))}, "4097 seeds, expected 1 to 4096"),
+        ({"seed": []}, "0 seeds, expected 1 to 4096|safely convert"),
+    ],
+)
+def test_a_wrong_request_is_told_why(served: Any, question: dict[str, Any], says: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=says):
+        served.predict(question)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ({"sed": [1]}, r"no column 'seed', found \['sed'\]"),
+        ({"seed": [1.5]}, "seed: found float64, expected integers"),
+        ({"seed": [2**64]}, "seed: found object, expected integers"),
+        ({"seed": [2**63]}, r"expected 0 to 2\^63 - 1"),
+    ],
+)
+def test_a_wrong_request_is_told_why_without_mlflows_schema(served: Any, question: dict[str, Any], says: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=says):
+        served.unwrap_python_model().predict(None, question)
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(saved: Path) -> None:
+    import mlflow
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    mlflow.pyfunc.load_model(str(saved))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_code_that_runs_is_the_models_own_copy(served: Any, saved: Path) -> None:
+    code = sys.modules[served.unwrap_python_model()._spec.__module__].__file__
+    assert Path(str(code)).is_relative_to(saved)
+
+
+def test_two_versions_of_the_code_live_in_one_process(
+    load_package: Callable[[Path], ModuleType], tmp_path: Path
+) -> None:
+    for name, text in (("old", "ANSWER = 1\n"), ("new", "ANSWER = 2\n"), ("same", "ANSWER = 1\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("from .part import ANSWER\n")
+        (tmp_path / name / "part.py").write_text(text)
+    old, new, same = (load_package(tmp_path / name) for name in ("old", "new", "same"))
+    assert (old.ANSWER, new.ANSWER) == (1, 2)
+    assert same is old
+
+
+def test_a_copy_that_fails_to_import_leaves_nothing_behind(
+    load_package: Callable[[Path], ModuleType], tmp_path: Path
+) -> None:
+    (tmp_path / "__init__.py").write_text("import a_module_that_nobody_has\n")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
+            load_package(tmp_path)
+
+
+def test_the_version_holds_code_weights_and_evidence_and_no_pickle(saved: Path) -> None:
+    files = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
+    assert {
+        "served_model.py",
+        "config.yaml",
+        "scores.json",
+        "pictures/grid.png",
+        "input_example.json",
+    } <= files
+    assert {f"artifacts/{name}" for name in ("weights.safetensors", "model.json", "model/spec.py")} <= files
+    assert {Path(name).suffix for name in files} <= {
+        ".py",
+        ".json",
+        ".yaml",
+        ".txt",
+        ".png",
+        ".safetensors",
+        "",
+    }
+    assert json.loads((saved / "scores.json").read_text())["scores"] == {"fid": 3.0}
+
+
+def test_the_requirements_are_few_and_pinned(saved: Path) -> None:
+    names = [line.partition("==")[0] for line in (saved / "requirements.txt").read_text().splitlines()]
+    assert names == ["mlflow", "numpy", "pydantic", "safetensors", "torch"]
