@@ -1,0 +1,89 @@
+"""`python -m pipeline`: the command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .terminal import Terminal, console_for, print_error, quiet_libraries
+
+quiet_libraries()  # before anything imports them
+
+from evaluation import EvaluationError  # noqa: E402
+
+from .config import Config  # noqa: E402
+from .configfile import load  # noqa: E402
+from .errors import PipelineError  # noqa: E402
+
+_STAGES = {
+    "prepare": "pack the images as shards",
+    "train": "train, packing first where needed",
+    "sample": "draw images, after all that comes before",
+    "evaluate": "score the images, after all that comes before",
+    "register": "register the model, after all that comes before",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. -> the exit code: 0; 1 for a failed run; 2 for a wrong configuration or command."""
+    options = _parser().parse_args(arguments)
+    try:
+        _execute(options)
+    except (PipelineError, EvaluationError) as error:
+        if options.traceback:
+            raise
+        print_error(str(error))
+        return getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        print_error("interrupted; the same command goes on from here")
+        return 130
+    return 0
+
+
+def _execute(options: argparse.Namespace) -> None:
+    if options.command == "keys":
+        from .keys import print_keys
+
+        print_keys(Config, console_for(sys.stdout))
+        return
+    config = load(options.file, options.overrides, Config)
+    if options.command == "check":
+        from .plan import print_plan
+
+        print_plan(config, console_for(sys.stdout))
+        return
+    from .flow import STAGES, run_flow
+
+    until = STAGES[-1] if options.command == "run" else options.command
+    run_flow(config, Terminal(), until)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Train, sample, score and register a diffusion model, from one YAML file.",
+        epilog="'keys' explains every key of the file. A command that was interrupted goes on when it is given again.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    with_file = {
+        "run": "all stages",
+        "check": "validate the file and print what would be done; spend nothing",
+        **_STAGES,
+    }
+    for name, summary in with_file.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("file", type=Path, metavar="FILE", help="run file, such as pipeline/runs/digits.yaml")
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="instead of what the file says, e.g. train.images=1_000_000",
+        )
+        command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
+    keys.set_defaults(traceback=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

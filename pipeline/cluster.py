@@ -1,0 +1,90 @@
+"""The Ray cluster that does the work: joined or started for one run, and asked beforehand whether it is large
+enough.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from .config import ClusterConfig
+from .errors import ClusterError
+
+_OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
+_PACKAGES = ("model", "evaluation", "pipeline")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster, as far as a run needs to know it."""
+
+    config: ClusterConfig
+    cpus: float
+    gpus: float
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.config.device == "cuda" or (self.config.device == "auto" and self.gpus > 0)
+
+    @property
+    def device_type(self) -> str:
+        """Cpu or cuda."""
+        return "cuda" if self.use_gpu else "cpu"
+
+    def require(self, processes: int, key: str) -> None:
+        """ClusterError unless `processes` workers fit; `key` is the configuration key that asks for them."""
+        cpus = processes * self.config.cpus_per_worker
+        if cpus > self.cpus:
+            raise ClusterError(
+                f"{key}: {processes} workers of {self.config.cpus_per_worker} CPU need {cpus} CPUs, but the cluster at "
+                f"{self.config.address!r} has {self.cpus:g}; lower {key} or cluster.cpus_per_worker, or add nodes"
+            )
+        if self.use_gpu and processes > self.gpus:
+            raise ClusterError(
+                f"{key}: {processes} workers need a GPU each, but the cluster at {self.config.address!r} has "
+                f"{self.gpus:g}; lower {key}, add nodes, or set cluster.device=cpu"
+            )
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[Cluster]:
+    """Joins the cluster at `config.address`, or starts one on this machine; leaves or stops it at the end."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a FutureWarning
+    try:
+        if config.address == "local":
+            ray.init(
+                "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        else:
+            ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_this_code(config))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"cluster.address {config.address!r}: no Ray cluster answers there ({_first_line(error)}); "
+            f"start it with 'ray start --head', correct the address, or set cluster.address=local"
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(config, resources.get("CPU", 0), resources.get("GPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def _this_code(config: ClusterConfig) -> dict[str, list[str]]:
+    """Sends this tree's packages to a cluster's workers; inside a Ray job they came with the job already."""
+    if config.address == "auto":
+        return {}
+    tree = Path(__file__).parent.parent
+    return {"py_modules": [str(tree / package) for package in _PACKAGES]}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

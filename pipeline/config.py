@@ -1,0 +1,157 @@
+"""The schema of a run file: these records are the YAML, its checks, its help text and the objects that do the work."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from evaluation import Extractor
+from model import EMAConfig, ModelSpec, Network, Path, Record, Sampler
+
+from .keyroles import Resource
+from .sources import DataConfig
+
+
+class TrainConfig(Record):
+    """How the network is trained. Lengths are in images, so that they keep their meaning when the batch size
+    changes.
+    """
+
+    images: int = Field(ge=1)
+    """Training length, images (with repetition), rounded up to whole batches."""
+    batch_size: int = Field(128, ge=1)
+    """Global batch, images: all workers together."""
+    num_workers: Annotated[int, Resource] = Field(1, ge=1)
+    """Ray Train workers (one process each, one GPU each where there are GPUs); must divide batch_size."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of initial weights, data order, flips, times, noise and dropout."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Adam's step size after warm-up."""
+    warmup_images: int = Field(0, ge=0)
+    """Images over which the learning rate rises linearly from 0."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm; null: not clipped."""
+    hflip: bool = False
+    """Mirror each image left to right with probability 1/2; not for digits or text."""
+    ema: EMAConfig = EMAConfig()
+    """Average of the weights, from which images are sampled."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; weights, loss and optimizer stay float32. auto: bf16 on GPUs, fp32 on CPUs."""
+    compile: Annotated[bool, Resource] = False
+    """Compile the network with torch.compile; needs a C++ compiler on CPU."""
+    checkpoint_images: Annotated[int, Resource] = Field(1_000_000, ge=1)
+    """A checkpoint every so many images; the two newest are kept."""
+    log_images: Annotated[int, Resource] = Field(100_000, ge=1)
+    """A point of the training curve every so many images."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return -(-self.images // self.batch_size)
+
+
+class SampleConfig(Record):
+    """Which images are drawn from the trained model."""
+
+    images: int = Field(ge=2)
+    """Number of images to draw and score."""
+    seed: int = Field(0, ge=0, lt=2**62)
+    """Seed of the first image; image i has this seed + i."""
+    chunk_images: int = Field(250, ge=1)
+    """Images drawn as one batch and written as one file; part of the protocol, since rounding depends on the batch."""
+    sampler: Sampler
+    """How noise becomes an image."""
+
+
+class EvaluateConfig(Record):
+    """How the drawn images are scored."""
+
+    extractor: Extractor
+    """Network whose features are compared."""
+
+
+class RegisterConfig(Record):
+    """Where the model goes in the MLflow registry."""
+
+    model_name: str = Field(min_length=1, max_length=200, pattern=r"^[^/:]+$")
+    """Name of the registered model; no "/" or ":"."""
+
+
+class ClusterConfig(Record):
+    """Which Ray cluster does the work, and how much of it each process gets."""
+
+    address: str = "local"
+    """local: a cluster on this machine for this run; auto: the one this process runs in; or a ray:// or host:port
+    address."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute; auto: on GPUs when the cluster has any."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPU cores, and threads, of each training, sampling and scoring process."""
+    num_samplers: int | None = Field(None, ge=1)
+    """Sampling and scoring processes; null: as many as training has workers."""
+    max_failures: int = Field(3, ge=0)
+    """How often training starts again from its last checkpoint when a worker fails, before the run fails."""
+    timeout_s: float = Field(600, gt=0)
+    """Longest wait of workers for one another, seconds, before the run fails instead of hanging."""
+
+
+class TrackingConfig(Record):
+    """Where MLflow records the run."""
+
+    uri: str | None = None
+    """MLflow tracking address; null: MLFLOW_TRACKING_URI where set, else one SQLite file under output."""
+    experiment: str = Field("diffusion", min_length=1)
+    """MLflow experiment that the run belongs to."""
+
+
+class Config(Record):
+    """One run: data, model, training, sampling, scoring, registration, and where all that happens."""
+
+    version: Literal[1] = 1
+    """Version of this file's format."""
+    name: Annotated[str, Resource] = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)
+    """Short name of the run: folders and MLflow runs begin with it."""
+    data: DataConfig
+    """Images to learn from."""
+    network: Network
+    """Network that predicts the noise."""
+    path: Path
+    """How images become noise."""
+    train: TrainConfig
+    """Training."""
+    sample: SampleConfig
+    """Sampling."""
+    evaluate: EvaluateConfig
+    """Scoring."""
+    register_: RegisterConfig = Field(alias="register")
+    """Registration."""
+    cluster: Annotated[ClusterConfig, Resource] = ClusterConfig()
+    """Ray cluster."""
+    tracking: Annotated[TrackingConfig, Resource] = TrackingConfig()
+    """MLflow."""
+    output: Annotated[str, Resource] = "outputs/"
+    """Folder for everything the run writes; on a cluster, one that all nodes share."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        mistakes = []
+        if self.train.batch_size % self.train.num_workers:
+            mistakes.append(
+                f"train.batch_size {self.train.batch_size} does not divide by "
+                f"train.num_workers {self.train.num_workers}"
+            )
+        try:
+            self.network.check_image_size(self.data.image_size)
+        except ValueError as error:
+            mistakes.append(f"network: {error}")
+        if self.sample.sampler.steps > self.path.T:
+            mistakes.append(f"sample.sampler.steps {self.sample.sampler.steps} is above path.T {self.path.T}")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model without its weights."""
+        return ModelSpec(
+            image_size=self.data.image_size, channels=self.data.channels, network=self.network, path=self.path
+        )

@@ -1,0 +1,78 @@
+"""The training curve: from rank 0 to a file and the terminal, without ever holding up a step.
+
+Rank 0 hands each point to a small actor; the driver empties it into `metrics.jsonl`, the one record of the curve.
+MLflow copies from that file. A training that resumed passes some points again; they are the same points, and the file
+keeps the first.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import ray
+
+from .files import write_text
+
+CURVE = "metrics.jsonl"
+_POLL_S = 0.5
+
+Point = dict[str, Any]
+
+
+class CurveBuffer:
+    """Points on their way from the worker to the driver; runs as an actor."""
+
+    def __init__(self) -> None:
+        self._points: list[Point] = []
+
+    def add(self, point: Point) -> None:
+        """Called by rank 0."""
+        self._points.append(point)
+
+    def take(self) -> list[Point]:
+        """Called by the driver: the points since its last call."""
+        points, self._points = self._points, []
+        return points
+
+
+@contextmanager
+def recorded(folder: Path, on_point: Callable[[Point], None]) -> Iterator[Any]:
+    """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`."""
+    buffer: Any = ray.remote(num_cpus=0)(CurveBuffer).remote()
+    ended = Event()
+    writer = Thread(target=_write, args=(buffer, folder / CURVE, on_point, ended), name="curve", daemon=True)
+    writer.start()
+    try:
+        yield buffer
+    finally:
+        ended.set()
+        writer.join()
+        ray.kill(buffer)
+
+
+def read_curve(folder: Path) -> list[Point]:
+    """All points of the curve; a last line that a kill cut short is not one."""
+    path = folder / CURVE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _write(buffer: Any, path: Path, on_point: Callable[[Point], None], ended: Event) -> None:
+    points = read_curve(path.parent)
+    write_text(path, "".join(json.dumps(point) + "\n" for point in points))
+    written = points[-1]["images"] if points else 0
+    while True:
+        last_round = ended.wait(_POLL_S)
+        for point in ray.get(buffer.take.remote()):
+            on_point(point)
+            if point["images"] > written:
+                written = point["images"]
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(point) + "\n")
+        if last_round:
+            return

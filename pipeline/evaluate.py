@@ -1,0 +1,240 @@
+"""Fourth stage: features of the drawn and of the real images, and the scores that compare them.
+
+Features of real images depend on the data and the extractor only; they are kept apart, in a `reference` folder that
+all runs on these data share, together with the classifier that was trained for them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from evaluation import (
+    Classifier,
+    Extractor,
+    ExtractorIdentity,
+    Features,
+    Protocol,
+    Reference,
+    joined,
+    load_extractor,
+    save_classifier,
+    train_classifier,
+)
+
+from .fan_out import actor_pool, fan_out, run_task
+from .files import digest, read_json, write_arrays, write_json
+from .keyroles import identity
+from .reader import ShardReader
+from .sample import Chunks
+from .shard_index import ShardIndex
+from .stage import Facts, Run, Stage
+
+if TYPE_CHECKING:
+    from evaluation.scores import Score, Statistics
+
+PROTOCOL = "protocol.json"
+_CLASSIFIER, _EXTRACTOR = "classifier.safetensors", "extractor.json"
+
+SetName = Literal["samples", "train", "heldout"]
+
+
+class Evaluate(Stage):
+    """Scores the drawn images against the training images, and the held-out images in the same way beside them."""
+
+    name = "evaluate"
+
+    def identity(self, run: Run) -> Any:
+        return {
+            "samples": run.results["sample"].key,
+            "device_type": run.results["sample"].facts["device_type"],
+            "evaluate": identity(run.config.evaluate),
+            "data": run.results["prepare"].facts["data_digest"],
+        }
+
+    def compute(self, run: Run, folder: Path) -> Facts:
+        work = _work(run, folder)
+        work.reference.mkdir(parents=True, exist_ok=True)
+        if run.config.evaluate.extractor.kind == "classifier" and not work.classifier.exists():
+            run_task(ray.remote(num_cpus=run.threads)(_train_classifier).remote(work))
+        missing = [batch for batch in work.batches() if not work.path(batch).exists()]
+        done = sum(batch.images for batch in work.batches()) - sum(batch.images for batch in missing)
+        with (
+            run.terminal.progress(done + sum(batch.images for batch in missing), "images") as progress,
+            actor_pool(run.joined, min(run.processes, len(missing)), Describer, work, run.threads) as actors,
+        ):
+            progress.update(done)
+            for batch in fan_out(actors, missing, "describe"):
+                done += batch.images
+                progress.update(done)
+        return _score(run, work, folder)
+
+    def figure(self, facts: Facts) -> str:
+        value = facts["scores"][facts["primary_score"]]
+        return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.2f}")
+
+
+class Batch(NamedTuple):
+    """Images that are described together: the extractor's rounding may depend on the batch, so it is always the
+    same one.
+    """
+
+    source: SetName
+    number: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the describing actors share."""
+
+    extractor: Extractor
+    chunks: Chunks
+    index_folder: Path
+    train_images: int
+    heldout_images: int
+    folder: Path
+    """For features of the samples."""
+    reference: Path
+    """For the classifier and features of real images."""
+
+    @property
+    def classifier(self) -> Path:
+        """The weights of the classifier that was trained on these data."""
+        return self.reference / _CLASSIFIER
+
+    def count(self, source: SetName) -> int:
+        """Number of images of this set."""
+        return {
+            "samples": self.chunks.config.images,
+            "train": self.train_images,
+            "heldout": self.heldout_images,
+        }[source]
+
+    def batches(self, source: SetName | None = None) -> Iterator[Batch]:
+        """All batches in order; of one set, or of the three."""
+        size = self.chunks.config.chunk_images
+        for name in ("samples", "train", "heldout") if source is None else (source,):
+            count = self.count(name)
+            for number in range(-(-count // size)):
+                yield Batch(name, number, min(size, count - number * size))
+
+    def path(self, batch: Batch) -> Path:
+        """Where the features of this batch are, or are to be."""
+        folder = self.folder if batch.source == "samples" else self.reference
+        return folder / f"{batch.source}-{batch.number:06d}-{self.chunks.device_type}.npz"
+
+    def features(self, source: SetName) -> Features:
+        """Features of a whole set, in order."""
+        parts = []
+        for batch in self.batches(source):
+            with np.load(self.path(batch), allow_pickle=False) as arrays:
+                parts.append(Features(arrays["pool"], arrays["logits"]))
+        return joined(parts)
+
+
+class Describer:
+    """Runs as an actor: loads the extractor once and writes the features of batches."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.work = work
+        self.extractor = load_extractor(work.extractor, work.classifier, work.chunks.device_type)
+        write_json(work.reference / _EXTRACTOR, self.extractor.identity.model_dump())
+        index = ShardIndex.load(work.index_folder)
+        self.readers = {split: ShardReader(index, split, "none") for split in ("train", "heldout")}
+
+    def describe(self, batch: Batch) -> None:
+        """Writes the features of one batch."""
+        pool, logits = self.extractor(self._images(batch))
+        write_arrays(self.work.path(batch), pool=pool, logits=logits)
+
+    def _images(self, batch: Batch) -> NDArray[np.uint8]:
+        if batch.source == "samples":
+            return self.work.chunks.read(batch.number)
+        start = batch.number * self.work.chunks.config.chunk_images
+        return self.readers[batch.source].read(np.arange(start, start + batch.images))
+
+
+def _work(run: Run, folder: Path) -> Work:
+    config, data = run.config, run.results["prepare"].facts
+    sampled = run.results["sample"]
+    key = digest([identity(config.evaluate), data["data_digest"], config.sample.chunk_images])
+    return Work(
+        extractor=config.evaluate.extractor,
+        chunks=Chunks(sampled.folder, config.sample, sampled.facts["device_type"]),
+        index_folder=run.results["prepare"].folder,
+        train_images=data["train_images"],
+        heldout_images=data["heldout_images"],
+        folder=folder,
+        reference=run.output / "stages" / f"reference-{key[:12]}",
+    )
+
+
+def _train_classifier(work: Work) -> None:
+    """Runs as a task: learns the classes of the training images."""
+    index = ShardIndex.load(work.index_folder)
+    reader = ShardReader(index, "train", "none")
+    images = reader.read(np.arange(len(reader)))
+    assert isinstance(work.extractor, Classifier)
+    network = train_classifier(work.extractor, images, reader.labels, len(index.class_names))
+    save_classifier(network, work.classifier)
+
+
+def _score(run: Run, work: Work, folder: Path) -> Facts:
+    """All scores, what the same measure says of real images, and the protocol that they were measured under."""
+    from evaluation import fidelity, scores  # torch-fidelity takes seconds to import
+
+    identity_ = ExtractorIdentity.model_validate(read_json(work.reference / _EXTRACTOR))
+    samples, train = work.features("samples"), work.features("train")
+    reference = scores.feature_statistics(train.pool)
+    found = scores.score(identity_, samples, reference)
+    names = scores.score_names(identity_)
+    if work.heldout_images >= scores.FEWEST_IMAGES:
+        found |= _beside_real_images(work, names.frechet_distance, samples, reference)
+    protocol = Protocol(
+        images=run.config.sample.images,
+        first_seed=run.config.sample.seed,
+        chunk_images=run.config.sample.chunk_images,
+        sampler=run.config.sample.sampler.model_dump(mode="json"),
+        extractor=identity_,
+        reference=Reference(
+            data_digest=run.results["prepare"].facts["data_digest"], split="train", images=work.train_images
+        ),
+        device_type=work.chunks.device_type,
+        torch_fidelity=fidelity.VERSION,
+    )
+    write_json(folder / PROTOCOL, protocol.model_dump(mode="json"))
+    return {
+        "primary_score": names.frechet_distance,
+        "scores": {name: score.value for name, score in found.items()},
+        "reasons": {name: score.reason for name, score in found.items() if score.reason},
+        "protocol_digest": protocol.digest,
+        "extractor": identity_.model_dump(),
+    }
+
+
+def _beside_real_images(work: Work, distance: str, samples: Features, reference: "Statistics") -> dict[str, "Score"]:
+    """The same measures of real images that were held out, and of as many samples: what a perfect model would reach.
+
+    The Frechet distance falls with the number of images, so only equal numbers are set side by side.
+    """
+    from evaluation import scores
+
+    heldout = work.features("heldout")
+    count = len(heldout.pool)
+    found = {f"{distance}_heldout": scores.frechet_distance(scores.feature_statistics(heldout.pool), reference)}
+    if count <= len(samples.pool):
+        as_many = scores.feature_statistics(samples.pool[:count])
+        found[f"{distance}_as_many_samples"] = scores.frechet_distance(as_many, reference)
+    if work.extractor.kind == "classifier":
+        drawn, real = scores.class_report(samples.logits), scores.class_report(heldout.logits)
+        found["confidence_samples"] = scores.Score(drawn.mean_confidence)
+        found["confidence_heldout"] = scores.Score(real.mean_confidence)
+        found["classes_present"] = scores.Score(float(drawn.classes_present))
+    return found

@@ -1,0 +1,122 @@
+"""The flow, top to bottom: pack the images, train, sample, score, register. It is checked before anything is spent."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from . import tracking
+from .cluster import connected
+from .config import Config
+from .configfile import dump
+from .curve import CURVE
+from .errors import TrackingError
+from .evaluate import Evaluate
+from .files import write_text
+from .metrics_follower import MetricsFollower
+from .mlflow_store import check_answers, redacted
+from .prepare import Prepare, check_prepared
+from .register import CONFIG, Register
+from .sample import Sample
+from .stage import Run, Stage
+from .summary import close
+from .terminal import StageReport, Terminal
+from .train import Train
+
+FLOW: tuple[Stage, ...] = (Prepare(), Train(), Sample(), Evaluate(), Register())
+STAGES = tuple(stage.name for stage in FLOW)
+
+_FLUSH_S = 60.0  # for the last points of the training curve to reach MLflow
+
+
+def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run:
+    """Computes every stage up to `until` whose result is not there yet."""
+    run = Run(config, terminal)
+    stages = FLOW[: STAGES.index(until) + 1]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / CONFIG, redacted(dump(config)))
+    prepare, *rest = stages
+    pending = _recall(run, stages)
+    with ExitStack() as stack:
+        if rest:
+            check_answers(run.tracking_uri)
+        if any(stage.uses_cluster for stage in pending if stage in rest):
+            run.cluster = stack.enter_context(connected(config.cluster))
+            _check_resources(run)
+        reports = [_advance(run, prepare)]
+        if rest:
+            check_prepared(run)
+            stack.enter_context(_tracked(run))
+            reports += [_advance(run, stage) for stage in rest]
+    close(run, reports)
+    return run
+
+
+def _recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """Fills in the results that are there, from the first stage on. -> the stages that remain."""
+    for done, stage in enumerate(stages):
+        result = stage.recall(run)
+        if result is None:
+            return list(stages[done:])
+        run.results[stage.name] = result
+    return []
+
+
+def _check_resources(run: Run) -> None:
+    if "train" not in run.results:
+        run.joined.require(run.config.train.num_workers, "train.num_workers")
+    run.joined.require(run.processes, "cluster.num_samplers")
+
+
+def _advance(run: Run, stage: Stage) -> StageReport:
+    """Recalls or computes one stage and shows it."""
+    result = run.results.get(stage.name) or stage.recall(run)
+    with run.terminal.stage(stage.name) as report:
+        if result is None:
+            result = stage.finish(run)
+            report.figure = stage.figure(result.facts)
+        else:
+            report.skip(stage.figure(result.facts))
+    run.results[stage.name] = result
+    return report
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[None]:
+    """The MLflow run around the stages. Training's curve is followed all the while; the end waits for its last
+    point.
+    """
+    config, data = run.config, run.results["prepare"].facts
+    run.tracked = tracking.open_run(
+        run.tracking_uri,
+        config.tracking.experiment,
+        run.folder.name,
+        run.folder,
+        tracking.flatten(config.model_dump(mode="json", by_alias=True)),
+        {"run_key": run.key, "data_digest": data["data_digest"]},
+    )
+    run.tracked.log_inputs(
+        config.data.source.kind,
+        data["data_digest"],
+        str(run.results["prepare"].folder),
+        {"train": data["train_images"], "heldout": data["heldout_images"]},
+    )
+    train = next(stage for stage in FLOW if stage.name == "train")
+    follower = MetricsFollower(run.tracked, train.folder(run) / CURVE)
+    try:
+        yield
+        follower.close(_FLUSH_S)
+        run.tracked.finish("FINISHED")
+    except BaseException as error:
+        with _best_effort():
+            follower.close(timeout_s=5)
+        with _best_effort():
+            run.tracked.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+@contextmanager
+def _best_effort() -> Iterator[None]:
+    """The error on its way out says more than that MLflow could not be told of it."""
+    try:
+        yield
+    except TrackingError:
+        return

@@ -1,0 +1,47 @@
+"""What a run file asks for, in numbers, before anything is spent on it."""
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .config import Config
+from .mlflow_store import redacted
+from .stage import Run
+from .terminal import Terminal
+
+
+def print_plan(config: Config, console: Console) -> None:
+    """Prints each stage with what it will do."""
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    for name, fact in plan(config).items():
+        table.add_row(name, fact)
+    console.print(table)
+
+
+def plan(config: Config) -> dict[str, str]:
+    """Stage or part to one line about it."""
+    run = Run(config, Terminal())
+    train, sample = config.train, config.sample
+    shape = f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}"
+    return {
+        "run": run.folder.name,
+        "data": f"{config.data.source.kind}, {shape}, {config.data.heldout_fraction:.0%} held out",
+        "network": f"{config.network.kind}, {parameters(config):,} parameters",
+        "path": f"{config.path.kind}, {config.path.T:,} steps",
+        "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}: {train.num_workers} x "
+        f"{train.batch_size // train.num_workers}; precision {train.precision}",
+        "sample": f"{sample.images:,} images by {sample.sampler.kind}, {sample.sampler.steps} network evaluations "
+        f"each, in chunks of {sample.chunk_images}",
+        "evaluate": f"{config.evaluate.extractor.kind} features",
+        "register": config.register_.model_name,
+        "cluster": f"{config.cluster.address}, {config.cluster.cpus_per_worker} CPU for each process, "
+        f"device {config.cluster.device}",
+        "tracking": redacted(run.tracking_uri),
+        "output": str(run.folder),
+    }
+
+
+def parameters(config: Config) -> int:
+    """Trainable numbers of the network, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in config.spec.build().parameters())

@@ -1,0 +1,65 @@
+"""First stage: images become webdataset shards with an index."""
+
+from pathlib import Path
+from typing import Any
+
+from evaluation import Inception
+from evaluation.inception import read_weights
+
+from .errors import DataError
+from .keyroles import identity
+from .shards import pack
+from .stage import Facts, Run, Stage
+
+
+class Prepare(Stage):
+    """Packs the source, or indexes shards that exist already."""
+
+    name = "prepare"
+    uses_cluster = False
+
+    def identity(self, run: Run) -> Any:
+        return {"data": identity(run.config.data), "source": run.config.data.source.fingerprint()}
+
+    def compute(self, run: Run, folder: Path) -> Facts:
+        with run.terminal.progress(0, "images") as progress:
+
+            def show(done: int, total: int) -> None:
+                progress.total = total
+                progress.update(done)
+
+            index = pack(run.config.data, folder, show)
+        return {
+            "data_digest": index.digest,
+            "train_images": len(index.ids("train")),
+            "heldout_images": len(index.ids("heldout")),
+            "shards": len(index.shards),
+            "bytes": sum(shard.bytes for shard in index.shards),
+        }
+
+    def figure(self, facts: Facts) -> str:
+        return f"{facts['train_images']:,} images to train on, {facts['heldout_images']:,} held out"
+
+
+def check_prepared(run: Run) -> None:
+    """Refuses, before it is begun, what these images or the extractor's weights cannot give: DataError,
+    EvaluationError.
+    """
+    index, config = run.index, run.config
+    index.check_shards()
+    images = len(index.ids("train"))
+    if images < config.train.batch_size:
+        raise DataError(
+            f"data: {images:,} images to train on are fewer than train.batch_size {config.train.batch_size:,}; "
+            f"lower train.batch_size or data.heldout_fraction, or add images"
+        )
+    if images < 2:
+        raise DataError(f"data: {images} image to train on; scores need at least 2")
+    extractor = config.evaluate.extractor
+    if isinstance(extractor, Inception):
+        read_weights(extractor)
+    elif (index.label < 0).any():
+        raise DataError(
+            "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
+            "add labels to the source, or use evaluate.extractor.kind=inception"
+        )

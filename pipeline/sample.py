@@ -1,0 +1,168 @@
+"""Third stage: Ray actors draw images from the trained model, in fixed chunks of seeds.
+
+Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch of B, the last one too, whose surplus
+is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole
+or absent.
+"""
+
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from model import ModelSpec, generate, time_grid, to_uint8, trajectory
+
+from .config import SampleConfig
+from .errors import DataError
+from .fan_out import actor_pool, fan_out, run_task, wait_until_ready
+from .files import write_arrays
+from .keyroles import identity
+from .stage import Facts, Run, Stage
+from .train import SPEC, WEIGHTS
+
+STRIP = "strip.npz"
+_STRIP_IMAGES = 8
+_STRIP_FRAMES = 9
+
+
+class Sample(Stage):
+    """Draws `sample.images` images; chunks that exist already are kept."""
+
+    name = "sample"
+
+    def identity(self, run: Run) -> Any:
+        return {
+            "model": run.results["train"].facts["weights_digest"],
+            "spec": identity(run.config.spec),
+            "sample": identity(run.config.sample),
+        }
+
+    def compute(self, run: Run, folder: Path) -> Facts:
+        config = run.config.sample
+        device = run.joined.device_type
+        chunks = Chunks(folder, config, device)
+        missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
+        needs_strip = not (folder / STRIP).exists()
+        to_draw = sum(chunks.images_of(chunk) for chunk in missing)
+        drawn, seconds = config.images - to_draw, 0.0
+        processes = min(run.processes, max(len(missing), int(needs_strip)))
+        with (
+            run.terminal.progress(config.images, "images") as progress,
+            actor_pool(run.joined, processes, Drawer, run.results["train"].folder, chunks, run.threads) as actors,
+        ):
+            progress.update(drawn)
+            wait_until_ready(actors)
+            start = time.perf_counter()
+            for chunk in fan_out(actors, missing, "draw"):
+                drawn += chunks.images_of(chunk)
+                progress.update(drawn)
+            seconds = time.perf_counter() - start
+            if needs_strip:
+                run_task(actors[0].draw_strip.remote(folder / STRIP))
+        return {
+            "images": config.images,
+            "images_per_s": round(to_draw / seconds, 1) if missing else None,
+            "device_type": device,
+        }
+
+    def figure(self, facts: Facts) -> str:
+        speed = "" if facts["images_per_s"] is None else f", {facts['images_per_s']:,.0f} images/s"
+        return f"{facts['images']:,} images{speed}"
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The files of a sample set: which there are, and what each must hold."""
+
+    folder: Path
+    config: SampleConfig
+    device_type: str
+    """cpu or cuda; an image is the same to the bit only on one type, so chunks of two never mix."""
+
+    @property
+    def count(self) -> int:
+        """Number of chunks of the whole set."""
+        return -(-self.config.images // self.config.chunk_images)
+
+    def images_of(self, chunk: int) -> int:
+        """Images that this chunk adds to the set; the last one may add fewer than it draws."""
+        return min(self.config.chunk_images, self.config.images - chunk * self.config.chunk_images)
+
+    def path(self, chunk: int) -> Path:
+        """Where the chunk's file is, or is to be."""
+        return self.folder / f"chunk-{chunk:06d}-{self.device_type}.npz"
+
+    def seeds(self, chunk: int) -> NDArray[np.int64]:
+        """Seeds of the whole chunk. -> int64 [chunk_images]."""
+        start = self.config.seed + chunk * self.config.chunk_images
+        return np.arange(start, start + self.config.chunk_images)
+
+    def read(self, chunk: int) -> NDArray[np.uint8]:
+        """The chunk's images, uint8 [images_of, H, W, C]. DataError where the file is missing or damaged."""
+        path = self.path(chunk)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                seeds, images = arrays["seeds"], arrays["images"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path}: not a readable chunk of images ({error}); remove it, it is drawn again") from None
+        expected = self.seeds(chunk)[: self.images_of(chunk)]
+        if not np.array_equal(seeds, expected) or len(images) != len(expected):
+            raise DataError(
+                f"{path}: {len(images)} images of seeds from {seeds[:1]}, expected {len(expected)} from "
+                f"{expected[:1]}; remove it, it is drawn again"
+            )
+        return np.asarray(images)
+
+    def is_whole(self, chunk: int) -> bool:
+        """Whether the chunk is there; a damaged file is removed, to be drawn again."""
+        try:
+            self.read(chunk)
+        except DataError:
+            self.path(chunk).unlink(missing_ok=True)
+            return False
+        return True
+
+    def read_all(self, images: int) -> NDArray[np.uint8]:
+        """The first `images` images of the set. -> uint8 [images, H, W, C]."""
+        last = -(-images // self.config.chunk_images)
+        return np.concatenate([self.read(chunk) for chunk in range(last)])[:images]
+
+
+class Drawer:
+    """Runs as an actor: loads the weights once and draws chunks."""
+
+    def __init__(self, model_folder: Path, chunks: Chunks, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.chunks = chunks
+        self.sampler = chunks.config.sampler
+        self.device = torch.device(chunks.device_type)
+        self.spec = ModelSpec.model_validate_json((model_folder / SPEC).read_text())
+        self.network = self.spec.build()
+        self.network.load_state_dict(load_file(model_folder / WEIGHTS))
+        self.network.to(self.device).eval()
+
+    def ready(self) -> None:
+        """Returns once the weights are loaded."""
+
+    def draw(self, chunk: int) -> None:
+        """Draws and writes one chunk."""
+        seeds = self.chunks.seeds(chunk)
+        images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
+        kept = self.chunks.images_of(chunk)
+        write_arrays(self.chunks.path(chunk), images=images[:kept].cpu().numpy(), seeds=seeds[:kept])
+
+    def draw_strip(self, path: Path) -> None:
+        """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
+        seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
+        states = list(trajectory(self.spec, self.sampler, self.network, seeds))
+        times = [*time_grid(self.sampler.grid, self.spec.path.T, self.sampler.steps), -1]
+        shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
+        frames = np.stack([to_uint8(states[number]).cpu().numpy() for number in shown])
+        write_arrays(path, frames=frames, times=np.array(times)[shown])

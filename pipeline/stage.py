@@ -1,0 +1,149 @@
+"""A stage: one step of the flow whose result is kept under a key of everything that decided it.
+
+The same key means the same result, so a finished stage is found again rather than computed again, by the same run or
+by another one that shares its beginnings. `done.json` is written last: a stage without it is unfinished and goes on
+where it stopped.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .cluster import Cluster
+from .config import Config
+from .errors import PipelineError
+from .files import digest, read_json, write_json
+from .keyroles import identity
+from .mlflow_store import resolve_uri
+from .shard_index import ShardIndex
+from .terminal import Terminal
+from .tracking import TrackedRun
+
+Facts = dict[str, Any]
+"""What a stage found out, as JSON."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished stage."""
+
+    folder: Path
+    facts: Facts
+    seconds: float
+    """Wall clock of computing it, in whichever run did."""
+    reused: bool
+
+    @property
+    def key(self) -> str:
+        """The last part of the folder's name."""
+        return self.folder.name.rpartition("-")[2]
+
+
+@dataclass
+class Run:
+    """One pipeline run: a configuration, where it writes, and what has been finished so far."""
+
+    config: Config
+    terminal: Terminal
+    cluster: Cluster | None = None
+    tracked: TrackedRun | None = None
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @cached_property
+    def output(self) -> Path:
+        """Absolute: Ray changes the working directory of its workers."""
+        return Path(self.config.output).expanduser().absolute()
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that decides the run's results and can be known beforehand."""
+        return digest([identity(self.config), self.config.data.source.fingerprint()])
+
+    @property
+    def folder(self) -> Path:
+        """Where summary, pictures and configuration of this run lie."""
+        return self.output / f"{self.config.name}-{self.key[:8]}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow records; may hold a password."""
+        return resolve_uri(self.config.tracking.uri, self.output)
+
+    @property
+    def joined(self) -> Cluster:
+        """The cluster; the flow joins it before the first stage that uses it."""
+        assert self.cluster is not None
+        return self.cluster
+
+    @property
+    def processes(self) -> int:
+        """Sampling and scoring processes."""
+        return self.config.cluster.num_samplers or self.config.train.num_workers
+
+    @property
+    def threads(self) -> int:
+        """Of each process that computes."""
+        return self.config.cluster.cpus_per_worker
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The shards that `prepare` made or found."""
+        return ShardIndex.load(self.results["prepare"].folder)
+
+
+class Stage(ABC):
+    """One step of the flow. To add one: a subclass, and its name in FLOW."""
+
+    name: str
+    format: int = 1
+    """Counts up when the stage's files or meaning change, so that results of older code are not taken for new ones."""
+    uses_cluster: bool = True
+
+    @abstractmethod
+    def identity(self, run: Run) -> Any:
+        """JSON of everything that decides the result; the results of earlier stages are in `run.results`."""
+
+    @abstractmethod
+    def compute(self, run: Run, folder: Path) -> Facts:
+        """Does the work in `folder`, which may hold the remains of an attempt that was interrupted."""
+
+    @abstractmethod
+    def figure(self, facts: Facts) -> str:
+        """The one figure that a person wants to know of the result."""
+
+    def folder(self, run: Run) -> Path:
+        """Where the result is kept."""
+        key = digest([self.name, self.format, self.identity(run)])
+        return run.output / "stages" / f"{self.name}-{key[:12]}"
+
+    def recall(self, run: Run) -> Result | None:
+        """The result, if it has been computed before."""
+        done = self.folder(run) / "done.json"
+        if not done.exists():
+            return None
+        record = read_json(done)
+        return Result(done.parent, record["facts"], record["seconds"], reused=True)
+
+    def finish(self, run: Run) -> Result:
+        """Computes the result, or goes on computing it. PipelineError while another process does."""
+        folder = self.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            raise PipelineError(
+                f"{folder}: another process is at this {self.name} stage; wait for it, or stop it"
+            ) from None
+        with held:
+            start = time.perf_counter()
+            facts = self.compute(run, folder)
+            seconds = round(time.perf_counter() - start, 2)
+            record = {"stage": self.name, "format": self.format, "seconds": seconds, "facts": facts}
+            write_json(folder / "done.json", record)
+        return Result(folder, facts, seconds, reused=False)

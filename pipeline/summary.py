@@ -1,0 +1,79 @@
+"""What a person and a program are told at the end of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .evaluate import PROTOCOL
+from .files import read_json, write_json
+from .mlflow_store import redacted
+from .stage import Run
+from .terminal import StageReport
+
+SUMMARY = "summary.json"
+
+
+def close(run: Run, reports: Sequence[StageReport]) -> None:
+    """Prints the closing table; after the last stage also writes `summary.json` and says where everything is."""
+    run.terminal.closing_table(reports)
+    if "register" not in run.results:
+        return
+    summary = summarise(run, reports)
+    write_json(run.folder / SUMMARY, summary)
+    run.terminal.facts(_facts(run, summary))
+
+
+def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
+    """The run in JSON. Seconds of a reused stage are those it took when it was computed."""
+    results = run.results
+    evaluated, registered = results["evaluate"].facts, results["register"].facts
+    return {
+        "run": run.folder.name,
+        "scores": evaluated["scores"],
+        "reasons": evaluated["reasons"],
+        "primary_score": evaluated["primary_score"],
+        "images": results["sample"].facts["images"],
+        "extractor": evaluated["extractor"],
+        "protocol": read_json(results["evaluate"].folder / PROTOCOL),
+        "protocol_digest": evaluated["protocol_digest"],
+        "weights_digest": results["train"].facts["weights_digest"],
+        "parameters": results["train"].facts["parameters"],
+        "trained_images": results["train"].facts["images"],
+        "train_images_per_s": results["train"].facts["images_per_s"],
+        "sample_images_per_s": results["sample"].facts["images_per_s"],
+        "seconds": {name: result.seconds for name, result in results.items()},
+        "seconds_of_this_run": {report.name: round(report.seconds, 2) for report in reports},
+        "model_name": registered["model_name"],
+        "model_version": registered["model_version"],
+        "is_champion": registered["is_champion"],
+        "verdict": registered["verdict"],
+        "tracking_uri": redacted(run.tracking_uri),
+    }
+
+
+def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
+    """The lines under the closing table."""
+    scores, name = summary["scores"], summary["primary_score"]
+    facts = {name: _shown(scores[name], f"of {summary['images']:,} samples; lower is better")}
+    if name in summary["reasons"]:
+        facts[name] = f"not available: {summary['reasons'][name]}"
+    heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
+    if heldout is not None and as_many is not None:
+        count = run.results["prepare"].facts["heldout_images"]
+        facts["beside real images"] = (
+            f"{as_many:.2f} of {count} samples against {heldout:.2f} of {count} held-out images: "
+            f"{as_many / heldout:.2f} times"
+        )
+    if "confidence_samples" in scores:
+        facts["confidence"] = (
+            f"{scores['confidence_samples']:.3f} mean top class on samples, {scores['confidence_heldout']:.3f} on "
+            f"held-out images; {scores['classes_present']:.0f} of {len(run.index.class_names)} classes present"
+        )
+    facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
+    facts["pictures"] = str(run.folder / "samples.png")
+    facts["summary"] = str(run.folder / SUMMARY)
+    facts["look at it"] = f"make ui, or mlflow ui --backend-store-uri {summary['tracking_uri']}"
+    return facts
+
+
+def _shown(value: float | None, unit: str) -> str:
+    return "not available" if value is None else f"{value:.2f} {unit}"

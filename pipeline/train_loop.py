@@ -1,0 +1,241 @@
+"""What each training worker runs: DDP over a share of every global batch, from the last checkpoint to the last image.
+
+Everything random is keyed by the position of an image in the stream, so a batch is the same whoever builds it.
+Nothing here waits for the device between two points of the curve, and nothing waits for MLflow or the terminal at
+all.
+"""
+
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import train as ray_train
+from ray.train.torch import get_device
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics.aggregation import MeanMetric
+
+from model import EMA, ModelSpec, Stream, integers, normal, simple_loss, to_unit_range, words
+
+from .checkpoint import TrainState
+from .config import TrainConfig
+from .order import SampleOrder
+from .reader import ShardReader
+from .shard_index import ShardIndex
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What the driver hands to every worker. Folders are absolute: Ray changes the working directory of its workers."""
+
+    spec: ModelSpec
+    train: TrainConfig
+    cache: Literal["none", "host"]
+    threads: int
+    index_folder: str
+    identity: str
+    curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
+
+
+def train_loop(options: dict[str, TrainJob]) -> None:
+    """Ray Train's entry point on a worker."""
+    job = options["job"]
+    torch.set_num_threads(job.threads)
+    worker = Worker(job, get_device(), ray_train.get_context().get_world_rank(), _world_size())
+    worker.resume()
+    worker.run()
+
+
+def _world_size() -> int:
+    return int(ray_train.get_context().get_world_size())
+
+
+class Worker:
+    """One of the processes that train together."""
+
+    def __init__(self, job: TrainJob, device: torch.device, rank: int, world_size: int) -> None:
+        self.job, self.config, self.device = job, job.train, device
+        self.rank, self.world_size = rank, world_size
+        self.local_batch_size = job.train.batch_size // world_size
+        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache)
+        self.order = SampleOrder(len(self.reader), job.train.seed)
+
+        torch.manual_seed(job.train.seed)  # initial weights are alike on every rank
+        network = job.spec.build().to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
+        self.state = TrainState(network, optimizer, EMA(network))
+        self.step_network = self._parallel(network)
+        self.loss = MeanMetric(nan_strategy="disable").to(device)  # the other strategies read the device at every step
+        self.gradient_norm = MeanMetric(nan_strategy="disable").to(device)
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        if self.config.compile:
+            network = torch.compile(network)  # type: ignore[assignment]  # typed as a callable, is a module
+        if self.world_size == 1:
+            return network
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint that Ray Train knows of, if any."""
+        checkpoint = ray_train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                self.state.load(Path(folder), self.job.identity)
+
+    def run(self) -> None:
+        """Trains to the end, leaving points of the curve and checkpoints on the way; stops early if the loss is
+        not finite.
+        """
+        meter = Meter(self.state.images_seen)
+        final_images = self.config.steps * self.config.batch_size
+        for start, images in self._batches(final_images):
+            self._step(start, images)
+            seen = self.state.images_seen
+            last = seen >= final_images
+            checkpoint_due = last or _passes(seen, self.config.batch_size, self.config.checkpoint_images)
+            point_due = checkpoint_due or _passes(seen, self.config.batch_size, self.config.log_images)
+            if point_due and not self._log(meter):
+                return
+            if checkpoint_due:
+                self._save()
+
+    def _batches(self, final_images: int) -> Iterator[tuple[int, Tensor]]:
+        """(position of this worker's first image, uint8 [local_batch, H, W, C]) of each step; one batch is read
+        ahead.
+        """
+        starts = range(self.state.images_seen, final_images, self.config.batch_size)
+        offsets = [start + self.rank * self.local_batch_size for start in starts]
+        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+            ahead = pool.submit(self._read, offsets[0]) if offsets else None
+            for current, following in zip(offsets, [*offsets[1:], None], strict=True):
+                assert ahead is not None
+                images = ahead.result()
+                ahead = pool.submit(self._read, following) if following is not None else None
+                yield current, images
+
+    def _read(self, position: int) -> Tensor:
+        samples: NDArray[np.int64] = self.order.samples(position, position + self.local_batch_size)
+        images = torch.from_numpy(self.reader.read(samples))
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _step(self, position: int, images: Tensor) -> None:
+        """One optimizer step on the global batch, of which `images` is this worker's share."""
+        config, state = self.config, self.state
+        self._seed_dropout(position)
+        positions = torch.arange(position, position + len(images), device=self.device)
+        x0 = to_unit_range(images.to(self.device, non_blocking=True))
+        if config.hflip:
+            x0 = flip(x0, config.seed, positions)
+        t = integers(config.seed, Stream.TIME, positions, self.job.spec.path.T)
+        eps = normal(config.seed, Stream.NOISE, positions, self.job.spec.image_shape)
+
+        with self._autocast():
+            loss = simple_loss(self.step_network, self.job.spec.path, x0, t, eps).mean()
+        state.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), limit, foreach=True)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.images_seen)
+        state.optimizer.step()
+        state.images_seen += config.batch_size
+        state.ema.update(state.network.parameters(), config.ema.decay(state.images_seen, config.batch_size))
+        self.loss.update(loss.detach())
+        self.gradient_norm.update(norm)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.config.precision
+        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+    def _seed_dropout(self, position: int) -> None:
+        """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""
+        text = f"dropout {self.config.seed} {position}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
+
+    def _log(self, meter: "Meter") -> bool:
+        """Averages the loss over steps and workers and sends it off. False, on every rank alike, if it is not
+        finite.
+        """
+        loss = float(self.loss.compute())
+        gradient_norm = float(self.gradient_norm.compute())
+        self.loss.reset()
+        self.gradient_norm.reset()
+        finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+        if self.rank == 0:
+            point = {
+                "images": self.state.images_seen,
+                "time_ms": time.time_ns() // 1_000_000,
+                **({"loss": loss, "gradient_norm": gradient_norm} if finite else {"not_finite": True}),
+                "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+                **meter.take(self.state.images_seen),
+            }
+            ray.get(self.job.curve.add.remote(point))
+        return finite
+
+    def _save(self) -> None:
+        """Hands a checkpoint to Ray Train, which stores it in the background. All ranks meet here; only rank 0
+        writes.
+        """
+        metrics = {"images": self.state.images_seen}
+        if self.rank != 0:
+            ray_train.report(metrics)
+            return
+        folder = tempfile.mkdtemp(prefix="checkpoint-")
+        self.state.save(Path(folder), self.job.identity)
+        ray_train.report(
+            metrics,
+            checkpoint=ray_train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"images-{self.state.images_seen:012d}",
+            checkpoint_upload_mode=ray_train.CheckpointUploadMode.ASYNC,
+        )
+
+
+class Meter:
+    """Wall clock of the whole loop between two points of the curve."""
+
+    def __init__(self, images_seen: int) -> None:
+        self.images_seen = images_seen
+        self.since = time.perf_counter()
+
+    def take(self, images_seen: int) -> dict[str, float]:
+        """Seconds since the last call, and images per second of all workers together in that time."""
+        now = time.perf_counter()
+        seconds, images = now - self.since, images_seen - self.images_seen
+        self.images_seen, self.since = images_seen, now
+        return {"seconds": seconds, "images_per_s": images / seconds}
+
+
+def flip(x0: Tensor, seed: int, positions: Tensor) -> Tensor:
+    """Mirrors half of the images, chosen by their positions. x0: [B, C, H, W]; positions: int64 [B] -> like x0."""
+    heads = (words(seed, Stream.FLIP, positions, 1) & 1).bool()[:, :, None, None]
+    return torch.where(heads, x0.flip(-1), x0)
+
+
+def learning_rate(config: TrainConfig, images_seen: int) -> float:
+    """Rises linearly from 0 at the first step to its full value after the warm-up, then stays."""
+    if images_seen >= config.warmup_images:
+        return config.learning_rate
+    return config.learning_rate * images_seen / config.warmup_images
+
+
+def _passes(images_seen: int, batch: int, every: int) -> bool:
+    """Whether the batch that led to `images_seen` reached or passed a multiple of `every`."""
+    return images_seen // every > (images_seen - batch) // every
