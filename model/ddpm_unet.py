@@ -7,7 +7,7 @@ all sines before all cosines.
 """
 
 import math
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class DDPMUNet(Record):
     kind: Literal["ddpm_unet"] = "ddpm_unet"
     base_channels: int = Field(128, ge=8, multiple_of=8)
     """Channels at full resolution."""
-    channel_multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
+    channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 2, 2), min_length=1)
     """Channels of each level in units of base_channels; between levels the resolution halves."""
     blocks_per_level: int = Field(2, ge=1)
     """Residual blocks of each level on the way down; one more on the way up."""
@@ -209,8 +209,11 @@ class Upsample(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper; narrow networks get groups of four channels, as in Karras et al. 2022."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    """32 groups as in the paper; narrow networks get groups of four channels, as in Karras et al. 2022. Where 32 do not
+    divide the channels, the next smaller number that does.
+    """
+    groups = next(groups for groups in range(min(32, channels // 4), 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _conv(

@@ -12,8 +12,8 @@ from .record import Record
 class EMAConfig(Record):
     """Length of the average, in images, so that it does not change its meaning with the batch size."""
 
-    half_life_images: float = Field(887_215, gt=0)
-    """Images after which a weight's share has halved; 887,215 is a decay of 0.9999 per batch of 128 (Ho et al.
+    half_life_images: float = Field(887_184, gt=0)
+    """Images after which a weight's share has halved; 887,184 is a decay of 0.9999 per batch of 128 (Ho et al.
     2020)."""
     ramp: float | None = Field(0.05, gt=0)
     """The half-life is at most this share of the images seen, so that early weights are soon forgotten (Karras et

@@ -7,7 +7,7 @@ sigma = 0. Tables are float64, since 1 - alpha_bar loses half its digits in floa
 
 import math
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,12 +15,25 @@ from torch import Tensor
 
 from .record import Record
 
+_SMALLEST_ALPHA = 1e-30
+
 
 class DiscretePath(Record):
     """A variance-preserving path given by its T noise increments beta_t: alpha^2 + sigma^2 = 1."""
 
     T: int = Field(1000, ge=2, le=100_000)
     """Number of noising steps."""
+
+    @model_validator(mode="after")
+    def _image_is_never_lost(self) -> Self:
+        """x0 = (x_t - sigma eps) / alpha must stay finite in float32."""
+        last = float(self.alpha(torch.tensor(self.T - 1, device="cpu")))
+        if last < _SMALLEST_ALPHA:
+            raise ValueError(
+                f"alpha falls to {last:.1e} at the last of T = {self.T} steps, but float32 needs {_SMALLEST_ALPHA:.0e} "
+                "to find the image again; use smaller betas or fewer steps"
+            )
+        return self
 
     def betas(self) -> Tensor:
         """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}. -> float64 [T]."""
@@ -42,7 +55,8 @@ class DiscretePath(Record):
 @lru_cache(maxsize=64)
 def _alpha_bar_table(path: DiscretePath, device: torch.device) -> Tensor:
     """alpha_bar at t = -1, 0, ..., T - 1. -> float64 [T + 1] on `device`."""
-    table = torch.cat((torch.ones(1, dtype=torch.float64), (1 - path.betas()).cumprod(0)))
+    with torch.device("cpu"):  # the same table whatever the default device, which may be "meta"
+        table = torch.cat((torch.ones(1, dtype=torch.float64), (1 - path.betas()).cumprod(0)))
     return table.to(device)
 
 

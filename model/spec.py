@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from .ddpm_unet import DDPMUNet
@@ -20,9 +21,9 @@ Network = DDPMUNet  # the choice of networks; a second one makes it a union on `
 class ModelSpec(Record):
     """All that is needed, beside the weights, to build a model again."""
 
-    image_size: int
+    image_size: int = Field(ge=1)
     """Height and width, pixels."""
-    channels: int
+    channels: int = Field(ge=1)
     """1: grey, 3: RGB."""
     network: Network
     """The network that predicts the noise."""

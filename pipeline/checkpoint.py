@@ -21,6 +21,7 @@ from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
 
 FORMAT = 1
+WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
 NETWORK, AVERAGE, OPTIMIZER, MANIFEST = (
     "network.safetensors",
     "ema.safetensors",

@@ -4,6 +4,7 @@ enough.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .config import ClusterConfig
 from .errors import ClusterError
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
+_CONNECT_S = 5.0
 _PACKAGES = ("model", "evaluation", "pipeline")
 
 
@@ -54,6 +56,7 @@ class Cluster:
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """Joins the cluster at `config.address`, or starts one on this machine; leaves or stops it at the end."""
+    _check_answers(config.address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a FutureWarning
     try:
         if config.address == "local":
@@ -67,15 +70,31 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
         else:
             ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_this_code(config))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"cluster.address {config.address!r}: no Ray cluster answers there ({_first_line(error)}); "
-            f"start it with 'ray start --head', correct the address, or set cluster.address=local"
-        ) from error
+        raise _no_answer(config.address, error) from error
     try:
         resources = ray.cluster_resources()
         yield Cluster(config, resources.get("CPU", 0), resources.get("GPU", 0))
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """ClusterError unless something listens at a HOST:PORT address; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> ClusterError:
+    reason = str(error).strip().partition("\n")[0]
+    return ClusterError(
+        f"cluster.address {address!r}: no Ray cluster answers there ({reason}); start it with "
+        f"'ray start --head', correct the address, or set cluster.address=local"
+    )
 
 
 def _this_code(config: ClusterConfig) -> dict[str, list[str]]:
@@ -84,7 +103,3 @@ def _this_code(config: ClusterConfig) -> dict[str, list[str]]:
         return {}
     tree = Path(__file__).parent.parent
     return {"py_modules": [str(tree / package) for package in _PACKAGES]}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -60,8 +60,13 @@ class Evaluate(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         work = _work(run, folder)
         work.reference.mkdir(parents=True, exist_ok=True)
-        if run.config.evaluate.extractor.kind == "classifier" and not work.classifier.exists():
-            run_task(ray.remote(num_cpus=run.threads)(_train_classifier).remote(work))
+        needs_classifier = run.config.evaluate.extractor.kind == "classifier" and not work.classifier.exists()
+        if needs_classifier:
+            training = ray.remote(num_cpus=run.threads)(_train_classifier).remote(work)
+        from evaluation import scores  # noqa: F401  # torch-fidelity takes seconds to import: do it meanwhile
+
+        if needs_classifier:
+            run_task(training)
         missing = [batch for batch in work.batches() if not work.path(batch).exists()]
         done = sum(batch.images for batch in work.batches()) - sum(batch.images for batch in missing)
         with (
@@ -188,7 +193,7 @@ def _train_classifier(work: Work) -> None:
 
 def _score(run: Run, work: Work, folder: Path) -> Facts:
     """All scores, what the same measure says of real images, and the protocol that they were measured under."""
-    from evaluation import fidelity, scores  # torch-fidelity takes seconds to import
+    from evaluation import fidelity, scores
 
     identity_ = ExtractorIdentity.model_validate(read_json(work.reference / _EXTRACTOR))
     samples, train = work.features("samples"), work.features("train")

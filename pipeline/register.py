@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.pictures import denoising_strip, image_grid, loss_curve, real_and_generated
 
+from .checkpoint import WEIGHTS
 from .curve import read_curve
 from .evaluate import PROTOCOL
 from .files import digest, read_json, write_json
@@ -17,7 +18,6 @@ from .reader import ShardReader
 from .registry import register
 from .sample import STRIP, Chunks
 from .stage import Facts, Run, Stage
-from .train import WEIGHTS
 
 CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from model import ModelSpec, generate, time_grid, to_uint8, trajectory
 
+from .checkpoint import SPEC, WEIGHTS
 from .config import SampleConfig
 from .errors import DataError
 from .fan_out import actor_pool, fan_out, run_task, wait_until_ready
 from .files import write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
-from .train import SPEC, WEIGHTS
 
 STRIP = "strip.npz"
 _STRIP_IMAGES = 8

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from evaluation.atomic import whole_file
 
-from .checkpoint import AVERAGE, verified_manifest, weights_digest
+from .checkpoint import AVERAGE, SPEC, WEIGHTS, verified_manifest, weights_digest
 from .cluster import Cluster
 from .config import Config
 from .curve import Point, read_curve, recorded
@@ -21,8 +21,6 @@ from .files import digest, write_text
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
-
-WEIGHTS, SPEC = "model.safetensors", "spec.json"
 
 
 class Train(Stage):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -24,7 +24,6 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics.aggregation import MeanMetric
 
 from model import EMA, ModelSpec, Stream, integers, normal, simple_loss, to_unit_range, words
 
@@ -33,6 +32,9 @@ from .config import TrainConfig
 from .order import SampleOrder
 from .reader import ShardReader
 from .shard_index import ShardIndex
+
+if TYPE_CHECKING:
+    from torchmetrics.aggregation import MeanMetric
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def train_loop(options: dict[str, TrainJob]) -> None:
     worker.run()
 
 
+def _mean(device: torch.device) -> "MeanMetric":
+    """A mean over steps and workers. The other strategies for NaN would read the device at every step."""
+    from torchmetrics.aggregation import MeanMetric  # seconds to import, which only the workers should wait for
+
+    return MeanMetric(nan_strategy="disable").to(device)
+
+
 def _world_size() -> int:
     return int(ray_train.get_context().get_world_size())
 
@@ -76,8 +85,7 @@ class Worker:
         optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
         self.state = TrainState(network, optimizer, EMA(network))
         self.step_network = self._parallel(network)
-        self.loss = MeanMetric(nan_strategy="disable").to(device)  # the other strategies read the device at every step
-        self.gradient_norm = MeanMetric(nan_strategy="disable").to(device)
+        self.loss, self.gradient_norm = _mean(device), _mean(device)
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:

@@ -1,0 +1,215 @@
+"""The U-Net is the one of Ho et al. 2020: its size, its initial output, its odd details."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model import DDPMUNet, VPLinear, simple_loss
+from model.ddpm_unet import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, UNet
+
+NARROW = DDPMUNet(base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,))
+NEVER_MOVES = "query_key_value.1.bias"
+"""A bias of the keys adds the same to all logits of a query, so the softmax and the loss do not depend on it."""
+
+
+def awake(network: UNet) -> UNet:
+    """The network with its almost-zero layers made random, so that every layer has a say in the output."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.normal_(module.bias, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("config", "image_size", "parameters"),
+    [
+        (DDPMUNet(), 32, 35_746_307),
+        (DDPMUNet(channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 113_673_219),
+    ],
+    ids=["cifar10", "lsun"],
+)
+def test_parameters_are_as_many_as_in_the_paper(config: DDPMUNet, image_size: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = config.build(image_size, channels=3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_fresh_network_predicts_almost_nothing() -> None:
+    network = DDPMUNet(base_channels=32, attention_sizes=(8,)).build(image_size=8, channels=1)
+    output = network(torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]))
+    assert 0 < output.abs().max() < 1e-3
+
+
+def test_fresh_network_starts_with_the_loss_of_predicting_zero() -> None:
+    network = NARROW.build(image_size=8, channels=3)
+    x0, eps = torch.rand(64, 3, 8, 8) * 2 - 1, torch.randn(64, 3, 8, 8)
+    loss = simple_loss(network, VPLinear(), x0, torch.arange(0, 960, 15), eps)
+    torch.testing.assert_close(loss, eps.square().mean((1, 2, 3)), rtol=1e-3, atol=0)
+
+
+def test_initial_weights_are_uniform_of_the_average_fan() -> None:
+    """Variance 1 / mean(fan-in, fan-out); biases 0. The convolution from 16 to 32 channels has fans 144 and 288."""
+    block = ResidualBlock(16, 32, 64, dropout=0)
+    assert block.conv1.weight.var().item() == pytest.approx(1 / 216, rel=0.1)
+    assert block.conv1.weight.abs().max() <= (3 / 216) ** 0.5
+    assert block.conv2.weight.var().item() == pytest.approx(1e-10 / 288, rel=0.1, abs=0)
+    assert not any(module.bias.any() for module in block.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+
+
+def test_fresh_attention_changes_almost_nothing() -> None:
+    x = torch.randn(2, 16, 4, 4)
+    change = AttentionBlock(16)(x) - x
+    assert 0 < change.abs().max() < 1e-4
+
+
+def test_gradients_reach_every_parameter() -> None:
+    network = awake(NARROW.build(image_size=8, channels=3)).double()
+    network(torch.randn(2, 3, 8, 8).double(), torch.tensor([3, 700])).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        largest = parameter.grad.abs().max()
+        assert (largest < 1e-12) if name.endswith(NEVER_MOVES) else (largest > 1e-9), name
+
+
+def test_output_depends_on_time_and_on_every_pixel() -> None:
+    network = awake(NARROW.build(image_size=8, channels=1))
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    output = network(x, torch.tensor([500]))
+    assert not torch.allclose(output, network(x, torch.tensor([501])))
+    output[0, 0, 0, 0].backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    network = awake(NARROW.build(image_size=8, channels=1)).double().eval()
+    x, t = torch.randn(4, 1, 8, 8).double(), torch.tensor([0, 10, 500, 999])
+    alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(network(x, t), alone, rtol=0, atol=1e-12)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = awake(DDPMUNet(**NARROW.model_dump() | {"dropout": 0.5}).build(image_size=8, channels=1))
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([500])
+    assert not torch.equal(network(x, t), network(x, t))
+    network.eval()
+    assert torch.equal(network(x, t), network(x, t))
+
+
+def test_time_embedding_holds_sines_before_cosines() -> None:
+    """Frequencies fall from 1 to 1 / 10,000, both included."""
+    sinusoids = sinusoids_of(TimeEmbedding(8), torch.tensor([0, 7]))
+    frequencies = 10_000 ** (-torch.arange(4) / 3)
+    expected = torch.cat([(7 * frequencies).sin(), (7 * frequencies).cos()])
+    torch.testing.assert_close(sinusoids, torch.stack([torch.tensor([0.0] * 4 + [1.0] * 4), expected]))
+
+
+def test_time_embedding_stays_float32_under_bfloat16_autocast() -> None:
+    t = torch.tensor([998, 1000])
+    assert t[0].bfloat16() == t[1].bfloat16()  # what rounding the times would do
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sinusoids = sinusoids_of(TimeEmbedding(128), t)
+    assert sinusoids.dtype == torch.float32
+    torch.testing.assert_close(sinusoids, sinusoids_of(TimeEmbedding(128), t), rtol=0, atol=0)
+    assert (sinusoids[0] - sinusoids[1]).abs().max() > 1
+
+
+def test_network_tells_neighbouring_late_steps_apart_under_autocast() -> None:
+    network = awake(NARROW.build(image_size=8, channels=1)).eval()
+    x = torch.randn(1, 1, 8, 8).expand(2, 1, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        late, last = network(x, torch.tensor([998, 1000]))
+    assert not torch.equal(late, last)
+
+
+def sinusoids_of(embedding: TimeEmbedding, t: Tensor) -> Tensor:
+    """What the first dense layer is given."""
+    seen: list[Tensor] = []
+    with embedding.dense1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        embedding(t)
+    return seen[0]
+
+
+def test_downsample_pads_right_and_bottom() -> None:
+    """TensorFlow's "SAME": the first window starts at the first pixel, the last one hangs over by one."""
+    layer, x = Downsample(1), torch.randn(1, 1, 4, 4)
+    centre_only = torch.zeros(1, 1, 3, 3)
+    centre_only[0, 0, 0, 0] = 1  # picks the window's upper left pixel
+    layer.conv.weight.data = centre_only
+    assert torch.equal(layer(x, x), x[:, :, ::2, ::2])
+    symmetric = F.conv2d(x, centre_only, stride=2, padding=1)
+    assert not torch.equal(layer(x, x), symmetric)
+
+
+def test_attention_is_one_head_scaled_by_all_channels() -> None:
+    block = AttentionBlock(16)
+    nn.init.xavier_uniform_(block.project.weight)
+    x = torch.randn(2, 16, 3, 3)
+    q, k, v = (layer(block.norm(x)).flatten(2) for layer in block.query_key_value)  # [B, C, pixels]
+    weights = torch.einsum("bcq,bck->bqk", q, k).div(16**0.5).softmax(-1)
+    mixed = torch.einsum("bqk,bck->bcq", weights, v).reshape(x.shape)
+    torch.testing.assert_close(block(x), x + block.project(mixed))
+
+
+@pytest.mark.parametrize(
+    ("levels", "image_size", "message"),
+    [
+        (3, 30, "3 levels halve the image 2 times, but 30 pixels do not divide by 4; use fewer channel_multipliers"),
+        (2, 9, "2 levels halve the image 1 times, but 9 pixels do not divide by 2"),
+    ],
+)
+def test_image_size_that_does_not_halve_is_refused(levels: int, image_size: int, message: str) -> None:
+    config = DDPMUNet(channel_multipliers=(1,) * levels, attention_sizes=())
+    with pytest.raises(ValueError, match=message):
+        config.check_image_size(image_size)
+    with pytest.raises(ValueError, match=message):
+        config.build(image_size, channels=1)
+
+
+def test_attention_at_a_size_that_no_level_has_is_refused() -> None:
+    config = DDPMUNet(channel_multipliers=(1, 2), attention_sizes=(16, 4))
+    with pytest.raises(ValueError, match=r"attention_sizes \[16\] are no level's; the levels have \[8, 4\] pixels"):
+        config.check_image_size(8)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"base_channels": 12},
+        {"base_channels": 0},
+        {"channel_multipliers": ()},
+        {"channel_multipliers": (1, 0)},
+        {"blocks_per_level": 0},
+        {"dropout": 1},
+        {"heads": 4},
+    ],
+    ids=str,
+)
+def test_hyper_parameter_out_of_its_range_is_refused_by_name(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DDPMUNet.model_validate(bad)
+
+
+@example(base=72, multipliers=[1, 2], blocks=1)  # 216 channels meet on the way up
+@settings(max_examples=20)
+@given(
+    base=st.integers(1, 40).map(lambda k: 8 * k),
+    multipliers=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    blocks=st.integers(1, 3),
+)
+def test_every_accepted_configuration_can_be_built(base: int, multipliers: list[int], blocks: int) -> None:
+    """Also where 32 groups do not divide the channels."""
+    config = DDPMUNet(
+        base_channels=base, channel_multipliers=tuple(multipliers), blocks_per_level=blocks, attention_sizes=(8,)
+    )
+    with torch.device("meta"):
+        network = config.build(image_size=8, channels=1)
+        assert network(torch.empty(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, 8, 8)
+    groups = [module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    assert max(groups) <= 32

@@ -1,0 +1,221 @@
+"""The command line on a real Ray cluster and a real MLflow store: undisturbed, killed, run again, read by others."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+RUN_FILE = """\
+version: 1
+name: tiny
+data: {source: {kind: digits}, image_size: 8, channels: 1, heldout_fraction: 0.2, shard_images: 500}
+network: {kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4]}
+path: {kind: vp_cosine}
+train:
+  images: 24_000
+  batch_size: 32
+  num_workers: 2
+  learning_rate: 2.0e-3
+  warmup_images: 640
+  checkpoint_images: 3_200
+  log_images: 1_600
+sample: {images: 300, chunk_images: 20, sampler: {kind: ddim, steps: 25, eta: 0.5, grid: uniform}}
+evaluate: {extractor: {kind: classifier, images: 8_000, width: 4, features: 16}}
+register: {model_name: ddpm-tiny}
+"""
+CLASSES = 10
+
+
+def command(folder: Path, *overrides: str, verb: str = "run") -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        verb,
+        str(folder / "tiny.yaml"),
+        f"output={folder / 'outputs'}",
+        *overrides,
+    ]
+
+
+def run(folder: Path, *overrides: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=200, cwd=folder, check=False
+    )
+
+
+def kill_when(folder: Path, condition: Callable[[], bool]) -> None:
+    """Starts the run and kills its driver without warning as soon as `condition` holds."""
+    with subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True
+    ) as driver:
+        deadline = time.monotonic() + 150
+        while not condition():
+            assert driver.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the condition was never met"
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+
+
+def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    folder = tmp_path_factory.mktemp(name)
+    (folder / "tiny.yaml").write_text(RUN_FILE)
+    return folder
+
+
+def summary_of(folder: Path) -> dict[str, object]:
+    (path,) = folder.glob("outputs/tiny-*/summary.json")
+    return json.loads(path.read_text())
+
+
+def skipped(finished: subprocess.CompletedProcess[str]) -> int:
+    """Number of stages whose result was found again."""
+    return sum(line.startswith("  skipped: same inputs") for line in finished.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = new_folder(tmp_path_factory, "undisturbed")
+    return folder, run(folder)
+
+
+Undisturbed = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undisturbed) -> None:
+    folder, finished = undisturbed
+    assert finished.returncode == 0, finished.stderr
+    summary = summary_of(folder)
+    assert summary["trained_images"] == 24_000
+    assert summary["images"] == 300
+    assert summary["model_name"] == "ddpm-tiny"
+    assert summary["model_version"] == 1
+    assert summary["is_champion"] is True
+    assert summary["extractor"]["kind"] == "classifier"  # type: ignore[index]
+    scores = summary["scores"]
+    assert {"fid_classifier", "inception_score_classifier_mean", "inception_score_classifier_std"} <= set(scores)  # type: ignore[call-overload]
+    assert all(np.isfinite(value) for value in scores.values())  # type: ignore[attr-defined]
+    assert set(summary["seconds"]) == {"prepare", "train", "sample", "evaluate", "register"}  # type: ignore[call-overload]
+    assert summary["train_images_per_s"] > 0  # type: ignore[operator]
+    assert summary["sample_images_per_s"] > 0  # type: ignore[operator]
+    assert summary["protocol"]["reference"]["images"] == 1_437  # type: ignore[index]
+
+
+def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Undisturbed) -> None:
+    _, finished = undisturbed
+    assert finished.stderr == ""
+    lines = finished.stdout.splitlines()
+    for stage in ("prepare", "train", "sample", "evaluate", "register", "total"):
+        assert any(line.startswith(stage) for line in lines), stage
+    assert "\x1b" not in finished.stdout
+    assert not [line for line in lines if "INFO" in line or "WARN" in line or "(pid=" in line]
+
+
+def test_every_stage_but_register_is_found_again_by_the_same_command(undisturbed: Undisturbed) -> None:
+    folder, _ = undisturbed
+    before = summary_of(folder)
+    again = run(folder, "train.num_workers=1")  # a resource: not part of what is computed
+    assert again.returncode == 0, again.stderr
+    assert skipped(again) == 4
+    after = summary_of(folder)
+    for key in ("scores", "weights_digest", "model_version", "protocol_digest"):
+        assert after[key] == before[key]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_webdataset_reads_the_shards(undisturbed: Undisturbed) -> None:
+    import webdataset
+
+    folder, _ = undisturbed
+    shards = sorted(str(path) for path in folder.glob("outputs/stages/prepare-*/train-*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png", "cls"))
+    gc.collect()  # webdataset leaves its last shard open; let that be said here
+    assert len(samples) == 1_437
+    assert {label for _, label in samples} == set(range(CLASSES))
+
+
+def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Undisturbed) -> None:
+    from pipeline.mlflow_store import connect
+
+    folder, _ = undisturbed
+    client = connect(f"sqlite:///{folder}/outputs/mlflow.db")
+    experiment = client.get_experiment_by_name("diffusion")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["train.images"] == "24000"
+    assert tracked.data.params["sample.sampler.eta"] == "0.5"
+    curve = client.get_metric_history(tracked.info.run_id, "loss")
+    assert [point.step for point in curve] == [1_600 * number for number in range(1, 16)]
+    assert curve[-1].value < curve[0].value / 2
+    assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
+    pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
+    assert {"pictures/samples.png", "pictures/denoising.png", "pictures/loss.png"} <= pictures
+
+
+def test_the_champion_draws_the_same_images_outside_this_repository(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The last chunk and the model as served draw in other batch sizes, so pixels may differ by one rounding."""
+    folder, _ = undisturbed
+    script = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "import mlflow, numpy, pandas\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('model', 'pipeline', 'evaluation')]\n"
+        "served = mlflow.pyfunc.load_model('models:/ddpm-tiny@champion')\n"
+        "numpy.save('drawn.npy', served.predict(pandas.DataFrame({'seed': range(20)})))\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('model', 'pipeline', 'evaluation')]\n"
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/outputs/mlflow.db"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=100)
+    drawn = np.load(tmp_path / "drawn.npy")
+    (chunk,) = folder.glob("outputs/stages/sample-*/chunk-000000-cpu.npz")
+    expected = np.load(chunk)["images"]
+    assert drawn.shape == (20, 8, 8, 1)
+    assert drawn.dtype == np.uint8
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+
+
+def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undisturbed: Undisturbed) -> None:
+    folder, _ = undisturbed
+    other = run(folder, "sample.sampler.steps=5", "name=five")
+    assert other.returncode == 0, other.stderr
+    assert skipped(other) == 2
+    (path,) = folder.glob("outputs/five-*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["model_version"] == 2
+    assert summary["is_champion"] is False
+    assert "protocol" in summary["verdict"]
+
+
+def test_killed_in_training_and_again_in_sampling_gives_the_undisturbed_result(
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = new_folder(tmp_path_factory, "killed")
+
+    def trained_half() -> bool:
+        checkpoints = list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))
+        snapshot = list(folder.glob("outputs/stages/train-*/checkpoints/checkpoint_manager_snapshot.json"))
+        return bool(snapshot) and len(checkpoints) > 1
+
+    def sampled_some() -> bool:
+        return 2 <= len(list(folder.glob("outputs/stages/sample-*/chunk-*.npz"))) <= 12
+
+    kill_when(folder, trained_half)
+    assert not list(folder.glob("outputs/stages/train-*/done.json"))
+    kill_when(folder, sampled_some)
+    drawn_before = {path: path.stat().st_mtime_ns for path in folder.glob("outputs/stages/sample-*/chunk-*.npz")}
+    assert not list(folder.glob("outputs/stages/sample-*/done.json"))
+
+    finished = run(folder)
+    assert finished.returncode == 0, finished.stderr
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"
+    expected, found = summary_of(undisturbed[0]), summary_of(folder)
+    assert found["weights_digest"] == expected["weights_digest"]
+    assert found["scores"] == expected["scores"]
+    assert found["protocol_digest"] == expected["protocol_digest"]

@@ -1,0 +1,127 @@
+"""Bad input on the command line: one clear message, the right exit code, no traceback, nothing lost."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+
+RUNS = Path(__file__).parents[2] / "pipeline/runs"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(arguments)
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return code, " ".join(printed.err.split())
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> list[str]:
+    """Arguments of a quick run whose output is nowhere else."""
+    return [str(RUNS / "digits.yaml"), f"output={tmp_path / 'out'}", "train.images=256", "sample.images=20"]
+
+
+def test_a_typo_in_a_key_names_the_key_that_was_meant(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run", *digits, "train.batchsize=64", "sample.sampler.stepz=3")
+    assert code == 2
+    assert "2 mistakes" in message
+    assert "train.batchsize: unknown key; did you mean batch_size?" in message
+    assert "sample.sampler.stepz: unknown key; did you mean steps?" in message
+
+
+def test_parts_that_do_not_fit_are_named_with_their_numbers(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = refused(capsys, "check", *digits, "train.batch_size=127", "sample.sampler.steps=2000")
+    assert code == 2
+    assert "train.batch_size 127 does not divide by train.num_workers 2" in message
+    assert "sample.sampler.steps 2000 is above path.T 1000" in message
+
+
+def test_a_network_too_deep_for_the_image_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "check", *digits, "network.channel_multipliers=[1,1,1,1,1]")
+    assert code == 2
+    assert "8 pixels do not divide by 16" in message
+
+
+def test_more_workers_than_cpus_fail_within_seconds_and_name_both(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = time.monotonic()
+    code, message = refused(capsys, "run", *digits, "train.num_workers=64", "train.batch_size=64")
+    assert code == 1
+    assert "64 workers of 1 CPU need 64 CPUs" in message
+    assert "has" in message
+    assert time.monotonic() - start < 60  # Ray itself would wait for ever
+
+
+def test_a_ray_cluster_that_does_not_answer_is_named(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run", *digits, "cluster.address=127.0.0.1:1")
+    assert code == 1
+    assert "cluster.address '127.0.0.1:1': no Ray cluster answers there" in message
+
+
+def test_an_mlflow_address_that_does_not_answer_is_named(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run", *digits, "tracking.uri=http://127.0.0.1:9")
+    assert code == 1
+    assert "http://127.0.0.1:9" in message
+    assert "connection refused" in message
+
+
+def test_too_few_images_for_the_batch_are_refused_after_packing(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = refused(capsys, "run", *digits, "train.batch_size=1600")
+    assert code == 1
+    assert "1,437 images to train on are fewer than train.batch_size 1,600" in message
+
+
+def test_a_missing_weights_file_is_refused_before_training(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "inception.pth"
+    code, message = refused(capsys, "run", *digits, f"evaluate.extractor={{kind: inception, weights: {weights}}}")
+    assert code == 1
+    assert str(weights) in message
+    assert not list((tmp_path / "out/stages").glob("train-*"))
+
+
+def test_the_classifier_without_labels_is_refused_before_training(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (300, 8, 8), np.uint8))
+    code, message = refused(capsys, "run", *digits, f"data.source={{kind: arrays, images: {tmp_path / 'images.npy'}}}")
+    assert code == 1
+    assert "these images have none" in message
+
+
+def test_a_truncated_shard_is_named_and_nothing_else_is_lost(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["prepare", *digits]) == 0
+    (shard,) = (tmp_path / "out/stages").glob("prepare-*/train-000000.tar")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:5_000])
+    capsys.readouterr()
+    code, message = refused(capsys, "train", *digits)
+    assert code == 1
+    assert f"{shard}: 5000 bytes, the index says {len(content)}" in message
+
+
+def test_a_folder_with_no_images_is_refused(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, message = refused(capsys, "prepare", *digits, f"data.source={{kind: image_folder, path: {tmp_path}/empty}}")
+    assert code == 1
+    assert str(tmp_path / "empty") in message
+
+
+def test_a_missing_run_file_is_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, message = refused(capsys, "run", str(tmp_path / "nowhere.yaml"))
+    assert code == 2
+    assert "nowhere.yaml" in message
