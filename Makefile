@@ -29,7 +29,7 @@ format: .venv/installed ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .
 
 bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
-	@$(BIN)/python -m tests.benchmarks.training
+	@$(BIN)/python tests/benchmarks/training.py
 
 ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUTPUT))/mlflow.db --host 127.0.0.1 --port 5000

@@ -82,7 +82,8 @@ class Worker:
 
         torch.manual_seed(job.train.seed)  # initial weights are alike on every rank
         network = job.spec.build().to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
+        self.parameters = list(network.parameters())  # to walk the modules at every step costs a millisecond
+        optimizer = torch.optim.Adam(self.parameters, lr=0.0, fused=True)
         self.state = TrainState(network, optimizer, EMA(network))
         self.step_network = self._parallel(network)
         self.loss, self.gradient_norm = _mean(device), _mean(device)
@@ -156,15 +157,15 @@ class Worker:
 
         with self._autocast():
             loss = simple_loss(self.step_network, self.job.spec.path, x0, t, eps).mean()
-        state.optimizer.zero_grad(set_to_none=False)
+        state.optimizer.zero_grad()
         loss.backward()
         limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), limit, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.images_seen)
         state.optimizer.step()
         state.images_seen += config.batch_size
-        state.ema.update(state.network.parameters(), config.ema.decay(state.images_seen, config.batch_size))
+        state.ema.update(self.parameters, config.ema.decay(state.images_seen, config.batch_size))
         self.loss.update(loss.detach())
         self.gradient_norm.update(norm)
 

@@ -1,6 +1,6 @@
 """Steady training speed of the whole pipeline, against a bare PyTorch loop over tensors in memory.
 
-    python -m tests.benchmarks.training [--images N] [--rounds N] [--output FILE]
+    python tests/benchmarks/training.py [--images N] [--rounds N] [--output FILE]
 
 Both train the network of `digits.yaml` with its batch and the same number of threads; they take turns, so that what
 else the machine does falls on all. The bare loop has no averaged weights, no clipping, no reader, no curve, no
@@ -108,7 +108,7 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:<36} {median:8,.0f} images/s   {median / base:.2f} of the bare loop")
     record = {
-        "command": f"python -m tests.benchmarks.training --images {options.images} --rounds {options.rounds}",
+        "command": f"python tests/benchmarks/training.py --images {options.images} --rounds {options.rounds}",
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
         "torch": torch.__version__,

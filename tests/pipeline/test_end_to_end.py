@@ -20,13 +20,13 @@ data: {source: {kind: digits}, image_size: 8, channels: 1, heldout_fraction: 0.2
 network: {kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4]}
 path: {kind: vp_cosine}
 train:
-  images: 24_000
+  images: 9_600
   batch_size: 32
   num_workers: 2
   learning_rate: 2.0e-3
   warmup_images: 640
-  checkpoint_images: 3_200
-  log_images: 1_600
+  checkpoint_images: 1_600
+  log_images: 800
 sample: {images: 300, chunk_images: 20, sampler: {kind: ddim, steps: 25, eta: 0.5, grid: uniform}}
 evaluate: {extractor: {kind: classifier, images: 8_000, width: 4, features: 16}}
 register: {model_name: ddpm-tiny}
@@ -94,7 +94,7 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     folder, finished = undisturbed
     assert finished.returncode == 0, finished.stderr
     summary = summary_of(folder)
-    assert summary["trained_images"] == 24_000
+    assert summary["trained_images"] == 9_600
     assert summary["images"] == 300
     assert summary["model_name"] == "ddpm-tiny"
     assert summary["model_version"] == 1
@@ -150,10 +150,10 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     experiment = client.get_experiment_by_name("diffusion")
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
-    assert tracked.data.params["train.images"] == "24000"
+    assert tracked.data.params["train.images"] == "9600"
     assert tracked.data.params["sample.sampler.eta"] == "0.5"
     curve = client.get_metric_history(tracked.info.run_id, "loss")
-    assert [point.step for point in curve] == [1_600 * number for number in range(1, 16)]
+    assert [point.step for point in curve] == [800 * number for number in range(1, 13)]
     assert curve[-1].value < curve[0].value / 2
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
