@@ -28,6 +28,9 @@ class Cluster:
     cpus: float
     gpus: float
 
+    def __str__(self) -> str:
+        return f"Ray at {self.config.address}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
     @property
     def use_gpu(self) -> bool:
         """Whether workers compute on GPUs."""

@@ -35,13 +35,17 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
     write_text(run.folder / CONFIG, redacted(dump(config)))
     prepare, *rest = stages
     pending = _recall(run, stages)
+    reports = []
     with ExitStack() as stack:
         if rest:
-            check_answers(run.tracking_uri)
-        if any(stage.uses_cluster for stage in pending if stage in rest):
-            run.cluster = stack.enter_context(connected(config.cluster))
-            _check_resources(run)
-        reports = [_advance(run, prepare)]
+            with terminal.stage("start", str(run.folder)) as report:
+                check_answers(run.tracking_uri)
+                if any(stage.uses_cluster for stage in pending):
+                    run.cluster = stack.enter_context(connected(config.cluster))
+                    _check_resources(run)
+                    report.figure = str(run.cluster)
+            reports.append(report)
+        reports.append(_advance(run, prepare))
         if rest:
             check_prepared(run)
             stack.enter_context(_tracked(run))

@@ -103,7 +103,8 @@ def card(package: ModelPackage) -> str:
         f"| {'**' + name + '**' if name == package.primary_score else name} | {_figure(value)} |"
         for name, value in package.scores.items()
     )
-    return f"""{size} x {size} {colour} images, trained on {package.trained_images:,} (repeats counted).
+    primary = f"{package.primary_score} {_figure(package.scores[package.primary_score])}"
+    return f"""**{primary}**; {size} x {size} {colour} images, trained on {package.trained_images:,} (repeats counted).
 
 | score | value |
 |---|---|
