@@ -32,6 +32,7 @@ bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwis
 	@$(BIN)/python tests/benchmarks/training.py
 
 ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.0.0.1:5000
+	@test -f $(OUTPUT)/mlflow.db || { echo "$(OUTPUT)/mlflow.db: nothing has been run yet; make run"; exit 1; }
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUTPUT))/mlflow.db --host 127.0.0.1 --port 5000
 
 lock: .venv/installed ## Resolve the ranges of pyproject.toml to the exact versions of infra/requirements.lock
