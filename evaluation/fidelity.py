@@ -48,6 +48,7 @@ def frechet_distance(
 
 def inception_score(logits: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Mean and standard deviation over ten splits of shuffled images. Salimans et al. 2016. [N, K]."""
+    # The seed of the shuffle is torch-fidelity's default, so that its own command gives the same score.
     found = isc_features_to_metric(
         torch.from_numpy(logits.astype(np.float64)), splits=INCEPTION_SCORE_SPLITS, shuffle=True, rng_seed=2020
     )

@@ -39,13 +39,31 @@ class Inception(Record):
             raise ValueError("weights_sha256 needs weights: without a path the published file and digest are used")
         return self
 
+    @property
+    def path(self) -> Path:
+        """Where the weights file is to be."""
+        return Path(self.weights).expanduser().absolute() if self.weights else _cached()
+
+    def absolute(self) -> "Inception":
+        """The same for a process with another working directory."""
+        return self.model_copy(update={"weights": str(self.path)}) if self.weights else self
+
+    def file_digest(self) -> str:
+        """sha256 of the weights file, of the published one without looking; empty where there is no file."""
+        if self.weights is None:
+            return PUBLISHED_SHA256
+        if not self.path.is_file():
+            return ""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def read_weights(spec: Inception) -> tuple[dict[str, Tensor], str]:
     """State dict and sha256 of the weights file, checked before a byte of it is unpickled.
 
     torch-fidelity would unpickle whatever it is given; here only tensors are let through (`weights_only`).
     """
-    path = Path(spec.weights) if spec.weights else _downloaded()
+    path = spec.path if spec.weights else _downloaded()
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -75,9 +93,13 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _cached() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", PUBLISHED_URL.rpartition("/")[2])
+
+
 def _downloaded() -> Path:
     """The published file in torch's cache, fetched if absent; torch writes it whole or not at all."""
-    path = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED_URL.rpartition("/")[2])
+    path = _cached()
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

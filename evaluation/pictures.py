@@ -64,12 +64,7 @@ def denoising_strip(frames: NDArray[np.uint8], timesteps: Sequence[int], path: P
     _save(page, path)
 
 
-def loss_curve(
-    images_seen: Sequence[float],
-    loss: Sequence[float],
-    path: Path,
-    loss_label: str = "loss (mean squared error)",
-) -> None:
+def loss_curve(images_seen: Sequence[float], loss: Sequence[float], path: Path) -> None:
     """Loss against images seen, with its running mean; a loss that is not finite is left out."""
     seen, values = np.asarray(images_seen, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if seen.shape != values.shape or seen.ndim != 1:
@@ -83,13 +78,13 @@ def loss_curve(
         )
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    _draw_loss(figure, seen[drawn], values[drawn], loss_label)
+    _draw_loss(figure, seen[drawn], values[drawn])
     with whole_file(path) as draft:
         figure.savefig(draft)
 
 
-def _draw_loss(figure: Figure, seen: NDArray[np.float64], loss: NDArray[np.float64], label: str) -> None:
-    axes = figure.add_subplot(xlabel="images seen", ylabel=label)
+def _draw_loss(figure: Figure, seen: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
+    axes = figure.add_subplot(xlabel="images seen", ylabel="loss (mean squared error)")
     axes.plot(seen, loss, color=FAINT, linewidth=1, marker="o" if len(loss) < 40 else "", label="as logged")
     axes.plot(seen, _running_mean(loss), color=ACCENT, linewidth=2, label="running mean")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

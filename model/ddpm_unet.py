@@ -113,9 +113,7 @@ class UNet(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time through two dense layers. -> [B, 4 * base], swish applied, as every block's projection
-    takes it.
-    """
+    """Sinusoids of the time through two dense layers. -> [B, 4 * base], with the swish that every block asks for."""
 
     frequencies: Tensor
 
@@ -185,9 +183,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a 3x3 convolution of stride 2, padded on the right and bottom ("SAME" at even
-    sizes).
-    """
+    """Halves height and width: a 3x3 convolution of stride 2, padded right and bottom (TensorFlow's "SAME")."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -209,8 +205,9 @@ class Upsample(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in the paper; narrow networks get groups of four channels, as in Karras et al. 2022. Where 32 do not
-    divide the channels, the next smaller number that does.
+    """Ho et al.'s 32 groups; fewer in narrow networks, of at least four channels each, as in Karras et al. 2022.
+
+    Where that number does not divide the channels, the next smaller one that does.
     """
     groups = next(groups for groups in range(min(32, channels // 4), 0, -1) if channels % groups == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)

@@ -1,7 +1,7 @@
 """Gaussian paths x_t = alpha(t) x_0 + sigma(t) eps: how data become noise.
 
-A path is a record of hyper-parameters with two methods, `alpha(t)` and `sigma(t)`. Discrete paths have T steps; t = T
-- 1 is the noisiest, t = 0 has been noised once (Ho et al. 2020 count it as 1), and t = -1 is the data: alpha = 1,
+A path is a record of hyper-parameters with two methods, `alpha(t)` and `sigma(t)`. Discrete paths have T steps:
+t = T - 1 is the noisiest, t = 0 has been noised once (Ho et al. 2020 count it as 1), and t = -1 is the data: alpha = 1,
 sigma = 0. Tables are float64, since 1 - alpha_bar loses half its digits in float32 at the first steps.
 """
 

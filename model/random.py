@@ -17,9 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """What a draw is for. Draws of different streams are independent; the numbers are part of every result, so
-    they stay.
-    """
+    """What a draw is for. Streams are independent; their numbers are part of every result, so they never change."""
 
     FLIP = 1
     TIME = 2
@@ -48,7 +46,10 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
 
 
 def words(seed: int, stream: Stream, index: Tensor, n: int, step: int = 0) -> Tensor:
-    """N 32-bit words for each index. index: int64 [B] >= 0; step in [0, 2^24): a sampler's step -> int64 [B, n]."""
+    """`n` words of 32 bits for each index. index: int64 [B] >= 0 -> int64 [B, n].
+
+    step: in [0, 2^24), a second index that all images share, such as a sampler's step or the epoch.
+    """
     block = torch.arange(-(-n // 4), device=index.device)
     low, high = (index & _MASK)[:, None], (index >> 32)[:, None]
     stream_word = torch.full_like(block, (step << 8) | int(stream))

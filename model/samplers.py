@@ -1,7 +1,7 @@
 """Samplers: pure functions of (denoiser, path, initial noise, noise source) that walk from noise to data.
 
-A sampler is a record of its options with one method, `trajectory`, which yields x after every step; the last one is
-the sample.
+A sampler is a record of its options, `steps` and `grid` among them, with one method, `trajectory`, which yields x after
+every step; the last one is the sample.
 """
 
 import math
@@ -38,9 +38,7 @@ class DDIM(Record):
     clipped image."""
 
     def trajectory(self, denoiser: Denoiser, path: Path, x: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
-        """x: [B, C, H, W], standard normal at t = T - 1. Yields `steps` tensors of its shape, the last one at t =
-        -1.
-        """
+        """x: [B, C, H, W], standard normal at t = T - 1. Yields `steps` tensors of its shape, the last at t = -1."""
         for now, after in _steps(self.grid, path, self.steps):
             prediction = denoiser(x, now.times(x))
             x0, eps = prediction.x0, prediction.eps
@@ -69,9 +67,7 @@ class Ancestral(Record):
     """Clip the predicted image to [-1, 1] before the posterior mean is taken."""
 
     def trajectory(self, denoiser: Denoiser, path: Path, x: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
-        """x: [B, C, H, W], standard normal at t = T - 1. Yields `steps` tensors of its shape, the last one at t =
-        -1.
-        """
+        """x: [B, C, H, W], standard normal at t = T - 1. Yields `steps` tensors of its shape, the last at t = -1."""
         for now, after in _steps(self.grid, path, self.steps):
             x0 = denoiser(x, now.times(x)).x0
             if self.clip_x0:

@@ -1,5 +1,6 @@
 """A model's description without its weights, and the one function that turns weights and seeds into images."""
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -44,8 +45,7 @@ class ModelSpec(Record):
 def trajectory(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Iterator[Tensor]:
     """x_t of every image: the initial noise, then after each step. Image i depends on seed i alone.
 
-    seeds: int64 [N] >= 0, on the network's device. Yields float32 [N, C, H, W], steps + 1 times, the last one the
-    image.
+    seeds: int64 [N] >= 0, on the network's device. Yields float32 [N, C, H, W], steps + 1 times; the last is the image.
     """
     x = normal(0, Stream.INITIAL_NOISE, seeds, spec.image_shape)
     step_noise = partial(_step_noise, seeds, spec.image_shape)
@@ -55,9 +55,9 @@ def trajectory(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Ten
 
 def generate(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Tensor:
     """The images of `seeds`. seeds: int64 [N] >= 0, on the network's device -> uint8 [N, H, W, C]."""
-    x = seeds
-    for x in trajectory(spec, sampler, network, seeds):  # noqa: B007  # only the last one counts
-        pass
+    (x,) = deque(trajectory(spec, sampler, network, seeds), maxlen=1)  # the states before the last are not kept
+    if not x.isfinite().all():
+        raise FloatingPointError("images are not finite: NaN has no grey level")
     return to_uint8(x)
 
 

@@ -1,6 +1,7 @@
 """`python -m pipeline`: the command line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from .terminal import Terminal, console_for, print_error, quiet_libraries
 
 quiet_libraries()  # before anything imports them
+if Path("~/.ray/auth_token").expanduser().exists():
+    # `ray start` then asks its clients for the token; they would send it only if told so before Ray is imported.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from evaluation import EvaluationError  # noqa: E402
 
@@ -15,7 +19,7 @@ from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import PipelineError  # noqa: E402
 
-_STAGES = {
+_STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
     "train": "train, packing first where needed",
     "sample": "draw images, after all that comes before",
@@ -34,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print_error(str(error))
         return getattr(error, "exit_code", 1)
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        if options.traceback:
+            raise
+        print_error(f"{error}; the same command goes on from here once that is mended")
+        return 1
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on from here")
         return 130

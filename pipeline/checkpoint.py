@@ -7,7 +7,8 @@ our classes.
 
 import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import nn
 
 from model import EMA
 
+from .curve import Point
 from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
 NETWORK, AVERAGE, OPTIMIZER, MANIFEST = (
     "network.safetensors",
@@ -28,6 +30,7 @@ NETWORK, AVERAGE, OPTIMIZER, MANIFEST = (
     "optimizer.pt",
     "manifest.json",
 )
+CHECKPOINTS, START = "checkpoints", "start"  # folders: of the attempt that is under way, and what it began from
 
 
 @dataclass
@@ -38,11 +41,11 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: EMA
     images_seen: int = 0
+    curve: list[Point] = field(default_factory=list)
+    """Its points so far, on rank 0: a kill may keep the last ones from the driver's file."""
 
     def save(self, folder: Path, identity: str) -> None:
-        """Writes the state into the empty `folder`; `identity` is the digest of the configuration that it belongs
-        to.
-        """
+        """Writes the state into the empty `folder`. identity: digest of the configuration that it belongs to."""
         # save_file would keep the files from every other user of a shared disk
         (folder / NETWORK).write_bytes(save(self.network.state_dict()))
         (folder / AVERAGE).write_bytes(save(self.ema.state_dict()))
@@ -51,6 +54,7 @@ class TrainState:
             "format": FORMAT,
             "identity": identity,
             "images_seen": self.images_seen,
+            "curve": self.curve,
             "sha256": {name: sha256_of(folder / name) for name in (NETWORK, AVERAGE, OPTIMIZER)},
         }
         write_json(folder / MANIFEST, manifest)
@@ -67,12 +71,11 @@ class TrainState:
         self.ema.load_state_dict(load_file(folder / AVERAGE))
         self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
         self.images_seen = manifest["images_seen"]
+        self.curve = manifest["curve"]
 
 
 def verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and unchanged. TrainingError otherwise, naming the
-    file.
-    """
+    """The manifest of a checkpoint. TrainingError, with the file's name, unless all files are there and unchanged."""
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
     except (OSError, json.JSONDecodeError) as error:
@@ -86,6 +89,35 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder / name}: sha256 {found[:12]}, expected {expected[:12]}; remove this damaged checkpoint"
             )
     return manifest
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint below a training's folder with the most images seen; damaged ones are passed over."""
+    for path in sorted(folder.glob("*/images-*"), key=lambda path: path.name, reverse=True):
+        try:
+            verified_manifest(path)
+        except TrainingError:
+            continue
+        return path
+    return None
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves the newest checkpoint of earlier attempts out of Ray's way and clears away the rest. -> its new place.
+
+    Ray Train would go on by its own snapshot of what there is, which lags behind and which a kill may leave half
+    written, or naming a checkpoint that has been removed; then it starts no more.
+    """
+    newest = newest_checkpoint(folder)
+    if newest is not None and newest.parent.name != START:
+        kept = folder / START / newest.name
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(exist_ok=True)
+        newest = newest.rename(kept)
+    for path in [folder / CHECKPOINTS, *folder.glob(f"{START}/*")]:
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+    return newest
 
 
 def weights_digest(weights: dict[str, torch.Tensor]) -> str:

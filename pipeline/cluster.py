@@ -1,9 +1,6 @@
-"""The Ray cluster that does the work: joined or started for one run, and asked beforehand whether it is large
-enough.
-"""
+"""The Ray cluster that does the work: joined or started for one run, and asked first whether it is large enough."""
 
 import logging
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ import ray
 
 from .config import ClusterConfig
 from .errors import ClusterError
+from .terminal import quiet_libraries
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
 _CONNECT_S = 5.0
@@ -38,7 +36,7 @@ class Cluster:
 
     @property
     def device_type(self) -> str:
-        """Cpu or cuda."""
+        """`cpu` or `cuda`."""
         return "cuda" if self.use_gpu else "cpu"
 
     def require(self, processes: int, key: str) -> None:
@@ -60,7 +58,7 @@ class Cluster:
 def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """Joins the cluster at `config.address`, or starts one on this machine; leaves or stops it at the end."""
     _check_answers(config.address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a FutureWarning
+    quiet_libraries()  # its workers too, which inherit the environment
     try:
         if config.address == "local":
             ray.init(
@@ -96,7 +94,8 @@ def _no_answer(address: str, error: Exception) -> ClusterError:
     reason = str(error).strip().partition("\n")[0]
     return ClusterError(
         f"cluster.address {address!r}: no Ray cluster answers there ({reason}); start it with "
-        f"'ray start --head', correct the address, or set cluster.address=local"
+        f"'ray start --head', correct the address, give its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+        f"~/.ray/auth_token), or set cluster.address=local"
     )
 
 

@@ -5,16 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from evaluation import Extractor
-from model import EMAConfig, ModelSpec, Network, Path, Record, Sampler
+from model import EMAConfig, ModelSpec, Network, Record, Sampler
+from model import Path as GaussianPath  # not a file's
 
 from .keyroles import Resource
 from .sources import DataConfig
 
 
 class TrainConfig(Record):
-    """How the network is trained. Lengths are in images, so that they keep their meaning when the batch size
-    changes.
-    """
+    """How the network is trained. Lengths are in images, so that they mean the same at every batch size."""
 
     images: int = Field(ge=1)
     """Training length, images (with repetition), rounded up to whole batches."""
@@ -80,8 +79,8 @@ class ClusterConfig(Record):
     """Which Ray cluster does the work, and how much of it each process gets."""
 
     address: str = "local"
-    """local: a cluster on this machine for this run; auto: the one this process runs in; or a ray:// or host:port
-    address."""
+    """local: one on this machine, for this run; auto: the one this process is part of, as in a Ray job; or the
+    address of another, host:port or ray://host:port."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: on GPUs when the cluster has any."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -111,23 +110,23 @@ class Config(Record):
     name: Annotated[str, Resource] = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)
     """Short name of the run: folders and MLflow runs begin with it."""
     data: DataConfig
-    """Images to learn from."""
+    """The images to learn from."""
     network: Network
-    """Network that predicts the noise."""
-    path: Path
+    """The network that predicts the noise."""
+    path: GaussianPath
     """How images become noise."""
     train: TrainConfig
-    """Training."""
+    """How long and how the network is trained; lengths are in images."""
     sample: SampleConfig
-    """Sampling."""
+    """Which images are drawn from the trained network, and how."""
     evaluate: EvaluateConfig
-    """Scoring."""
-    register_: RegisterConfig = Field(alias="register")
-    """Registration."""
+    """How the drawn images are scored."""
+    register_: RegisterConfig = Field(alias="register")  # pydantic's records have a method of that name
+    """Where the model goes in the MLflow registry."""
     cluster: Annotated[ClusterConfig, Resource] = ClusterConfig()
-    """Ray cluster."""
+    """Which Ray cluster does the work, and what each process gets of it."""
     tracking: Annotated[TrackingConfig, Resource] = TrackingConfig()
-    """MLflow."""
+    """Where MLflow records the run."""
     output: Annotated[str, Resource] = "outputs/"
     """Folder for everything the run writes; on a cluster, one that all nodes share."""
 
@@ -137,16 +136,18 @@ class Config(Record):
         if self.train.batch_size % self.train.num_workers:
             mistakes.append(
                 f"train.batch_size {self.train.batch_size} does not divide by "
-                f"train.num_workers {self.train.num_workers}"
+                f"train.num_workers {self.train.num_workers}; change one of them"
             )
         try:
             self.network.check_image_size(self.data.image_size)
         except ValueError as error:
             mistakes.append(f"network: {error}")
         if self.sample.sampler.steps > self.path.T:
-            mistakes.append(f"sample.sampler.steps {self.sample.sampler.steps} is above path.T {self.path.T}")
+            mistakes.append(
+                f"sample.sampler.steps {self.sample.sampler.steps} is above path.T {self.path.T}; lower sampler.steps"
+            )
         if mistakes:
-            raise ValueError("; ".join(mistakes))
+            raise ValueError("\n".join(mistakes))
         return self
 
     @property

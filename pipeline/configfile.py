@@ -225,7 +225,8 @@ def _explain(details: ErrorDetails, schema: type[BaseModel], draft: _Draft) -> N
             text = str(details["ctx"]["error"])
         case _:
             text = _found_words(found, place)
-    draft.note(path, text)
+    for mistake in text.split("\n"):  # one check may find several, a line each
+        draft.note(path, mistake)
 
 
 def _found_words(found: object, place: _Place) -> str:

@@ -41,7 +41,7 @@ class CurveBuffer:
 @contextmanager
 def recorded(folder: Path, on_point: Callable[[Point], None]) -> Iterator[Any]:
     """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`."""
-    buffer: Any = ray.remote(num_cpus=0)(CurveBuffer).remote()
+    buffer: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CurveBuffer).remote()
     ended = Event()
     writer = Thread(target=_write, args=(buffer, folder / CURVE, on_point, ended), name="curve", daemon=True)
     writer.start()
@@ -62,9 +62,19 @@ def read_curve(folder: Path) -> list[Point]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def restore_curve(folder: Path, saved: list[Point]) -> None:
+    """Makes the file whole before training goes on: with the points that only the checkpoint has, without a line
+    that was cut short or a loss that was not finite.
+    """
+    points = read_curve(folder)
+    last = points[-1]["images"] if points else 0
+    points += [point for point in saved if point["images"] > last]
+    lines = [json.dumps(point) + "\n" for point in points if "not_finite" not in point]
+    write_text(folder / CURVE, "".join(lines))
+
+
 def _write(buffer: Any, path: Path, on_point: Callable[[Point], None], ended: Event) -> None:
     points = read_curve(path.parent)
-    write_text(path, "".join(json.dumps(point) + "\n" for point in points))
     written = points[-1]["images"] if points else 0
     while True:
         last_round = ended.wait(_POLL_S)

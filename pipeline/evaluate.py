@@ -19,6 +19,7 @@ from evaluation import (
     Extractor,
     ExtractorIdentity,
     Features,
+    Inception,
     Protocol,
     Reference,
     joined,
@@ -27,8 +28,9 @@ from evaluation import (
     train_classifier,
 )
 
-from .fan_out import actor_pool, fan_out, run_task
-from .files import digest, read_json, write_arrays, write_json
+from .errors import DataError
+from .fan_out import actor_pool, fan_out, result_of
+from .files import digest, lock_of, read_arrays, read_json, sha256_of, write_arrays, write_json
 from .keyroles import identity
 from .reader import ShardReader
 from .sample import Chunks
@@ -36,7 +38,7 @@ from .shard_index import ShardIndex
 from .stage import Facts, Run, Stage
 
 if TYPE_CHECKING:
-    from evaluation.scores import Score, Statistics
+    from evaluation.scores import Score, ScoreNames, Statistics
 
 PROTOCOL = "protocol.json"
 _CLASSIFIER, _EXTRACTOR = "classifier.safetensors", "extractor.json"
@@ -53,41 +55,26 @@ class Evaluate(Stage):
         return {
             "samples": run.results["sample"].key,
             "device_type": run.results["sample"].facts["device_type"],
-            "evaluate": identity(run.config.evaluate),
+            "extractor": _extractor_identity(run.config.evaluate.extractor),
             "data": run.results["prepare"].facts["data_digest"],
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
         work = _work(run, folder)
         work.reference.mkdir(parents=True, exist_ok=True)
-        needs_classifier = run.config.evaluate.extractor.kind == "classifier" and not work.classifier.exists()
-        if needs_classifier:
-            training = ray.remote(num_cpus=run.threads)(_train_classifier).remote(work)
-        from evaluation import scores  # noqa: F401  # torch-fidelity takes seconds to import: do it meanwhile
-
-        if needs_classifier:
-            run_task(training)
-        missing = [batch for batch in work.batches() if not work.path(batch).exists()]
-        done = sum(batch.images for batch in work.batches()) - sum(batch.images for batch in missing)
-        with (
-            run.terminal.progress(done + sum(batch.images for batch in missing), "images") as progress,
-            actor_pool(run.joined, min(run.processes, len(missing)), Describer, work, run.threads) as actors,
-        ):
-            progress.update(done)
-            for batch in fan_out(actors, missing, "describe"):
-                done += batch.images
-                progress.update(done)
-        return _score(run, work, folder)
+        with lock_of(work.reference):  # another run on these data waits here and finds the features made
+            _make_classifier(run, work)
+            digest_ = work.extractor_digest()
+            _write_features(run, work, [batch for batch in work.batches() if work.read(batch, digest_) is None])
+            return _score(run, work, folder)
 
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
-        return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.2f}")
+        return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.4g}")
 
 
 class Batch(NamedTuple):
-    """Images that are described together: the extractor's rounding may depend on the batch, so it is always the
-    same one.
-    """
+    """Images whose features are taken together: always the same ones, since rounding may depend on the batch."""
 
     source: SetName
     number: int
@@ -96,7 +83,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What the describing actors share."""
+    """What the actors that extract features share."""
 
     extractor: Extractor
     chunks: Chunks
@@ -134,16 +121,35 @@ class Work:
         folder = self.folder if batch.source == "samples" else self.reference
         return folder / f"{batch.source}-{batch.number:06d}-{self.chunks.device_type}.npz"
 
-    def features(self, source: SetName) -> Features:
-        """Features of a whole set, in order."""
+    def extractor_digest(self) -> str:
+        """sha256 of the extractor's weights file."""
+        if isinstance(self.extractor, Inception):
+            return self.extractor.file_digest()
+        return sha256_of(self.classifier)
+
+    def read(self, batch: Batch, extractor: str) -> Features | None:
+        """The features of this batch; None unless there is a whole file, made by the extractor of this digest."""
+        try:
+            pool, logits, made_by = read_arrays(self.path(batch), "pool", "logits", "extractor")
+        except DataError:
+            return None
+        return Features(pool, logits) if str(made_by) == extractor and len(pool) == batch.images else None
+
+    def features(self, source: SetName, extractor: str) -> Features:
+        """Features of a whole set, in order. DataError where they have gone since they were made."""
         parts = []
         for batch in self.batches(source):
-            with np.load(self.path(batch), allow_pickle=False) as arrays:
-                parts.append(Features(arrays["pool"], arrays["logits"]))
+            part = self.read(batch, extractor)
+            if part is None:
+                raise DataError(
+                    f"{self.path(batch)}: no whole features of {batch.images} images by the extractor "
+                    f"{extractor[:12]}; run the same command again, it makes them anew"
+                )
+            parts.append(part)
         return joined(parts)
 
 
-class Describer:
+class FeatureWriter:
     """Runs as an actor: loads the extractor once and writes the features of batches."""
 
     def __init__(self, work: Work, threads: int) -> None:
@@ -154,10 +160,10 @@ class Describer:
         index = ShardIndex.load(work.index_folder)
         self.readers = {split: ShardReader(index, split, "none") for split in ("train", "heldout")}
 
-    def describe(self, batch: Batch) -> None:
+    def write(self, batch: Batch) -> None:
         """Writes the features of one batch."""
         pool, logits = self.extractor(self._images(batch))
-        write_arrays(self.work.path(batch), pool=pool, logits=logits)
+        write_arrays(self.work.path(batch), pool=pool, logits=logits, extractor=np.array(self.extractor.digest))
 
     def _images(self, batch: Batch) -> NDArray[np.uint8]:
         if batch.source == "samples":
@@ -166,12 +172,44 @@ class Describer:
         return self.readers[batch.source].read(np.arange(start, start + batch.images))
 
 
+def _extractor_identity(extractor: Extractor) -> Any:
+    """What decides the features: of weights in a file, what they are and not where."""
+    if isinstance(extractor, Inception):
+        return {"kind": extractor.kind, "layer": extractor.layer, "weights": extractor.file_digest()}
+    return identity(extractor)
+
+
+def _make_classifier(run: Run, work: Work) -> None:
+    """Trains the classifier where one is asked for and there is none yet."""
+    needed = isinstance(work.extractor, Classifier) and not work.classifier.exists()
+    if needed:
+        training = ray.remote(num_cpus=run.threads)(_train_classifier).remote(work)
+    from evaluation import scores  # noqa: F401  # torch-fidelity takes seconds to import: do it meanwhile
+
+    if needed:
+        result_of(training)
+
+
+def _write_features(run: Run, work: Work, missing: list[Batch]) -> None:
+    total = sum(batch.images for batch in work.batches())
+    done = total - sum(batch.images for batch in missing)
+    with (
+        run.terminal.progress(total, "images") as progress,
+        actor_pool(run.joined, min(run.processes, len(missing)), FeatureWriter, work, run.threads) as actors,
+    ):
+        progress.update(done)
+        for batch in fan_out(actors, missing, "write"):
+            done += batch.images
+            progress.update(done)
+
+
 def _work(run: Run, folder: Path) -> Work:
     config, data = run.config, run.results["prepare"].facts
     sampled = run.results["sample"]
-    key = digest([identity(config.evaluate), data["data_digest"], config.sample.chunk_images])
+    extractor = config.evaluate.extractor
+    key = digest([_extractor_identity(extractor), data["data_digest"], config.sample.chunk_images])
     return Work(
-        extractor=config.evaluate.extractor,
+        extractor=extractor.absolute() if isinstance(extractor, Inception) else extractor,
         chunks=Chunks(sampled.folder, config.sample, sampled.facts["device_type"]),
         index_folder=run.results["prepare"].folder,
         train_images=data["train_images"],
@@ -195,19 +233,20 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     """All scores, what the same measure says of real images, and the protocol that they were measured under."""
     from evaluation import fidelity, scores
 
-    identity_ = ExtractorIdentity.model_validate(read_json(work.reference / _EXTRACTOR))
-    samples, train = work.features("samples"), work.features("train")
+    extractor = ExtractorIdentity.model_validate(read_json(work.reference / _EXTRACTOR))
+    samples, train = work.features("samples", extractor.digest), work.features("train", extractor.digest)
     reference = scores.feature_statistics(train.pool)
-    found = scores.score(identity_, samples, reference)
-    names = scores.score_names(identity_)
+    found = scores.score(extractor, samples, reference)
+    names = scores.score_names(extractor)
     if work.heldout_images >= scores.FEWEST_IMAGES:
-        found |= _beside_real_images(work, names.frechet_distance, samples, reference)
+        heldout = work.features("heldout", extractor.digest)
+        found |= _beside_real_images(work, names, samples, heldout, reference)
     protocol = Protocol(
         images=run.config.sample.images,
         first_seed=run.config.sample.seed,
         chunk_images=run.config.sample.chunk_images,
         sampler=run.config.sample.sampler.model_dump(mode="json"),
-        extractor=identity_,
+        extractor=extractor,
         reference=Reference(
             data_digest=run.results["prepare"].facts["data_digest"], split="train", images=work.train_images
         ),
@@ -220,18 +259,20 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
         "scores": {name: score.value for name, score in found.items()},
         "reasons": {name: score.reason for name, score in found.items() if score.reason},
         "protocol_digest": protocol.digest,
-        "extractor": identity_.model_dump(),
+        "extractor": extractor.model_dump(),
     }
 
 
-def _beside_real_images(work: Work, distance: str, samples: Features, reference: "Statistics") -> dict[str, "Score"]:
+def _beside_real_images(
+    work: Work, names: "ScoreNames", samples: Features, heldout: Features, reference: "Statistics"
+) -> dict[str, "Score"]:
     """The same measures of real images that were held out, and of as many samples: what a perfect model would reach.
 
     The Frechet distance falls with the number of images, so only equal numbers are set side by side.
     """
     from evaluation import scores
 
-    heldout = work.features("heldout")
+    distance = names.frechet_distance
     count = len(heldout.pool)
     found = {f"{distance}_heldout": scores.frechet_distance(scores.feature_statistics(heldout.pool), reference)}
     if count <= len(samples.pool):

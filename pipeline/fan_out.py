@@ -1,5 +1,4 @@
-"""Tasks on a pool of Ray actors: each actor loads its model once, each task runs somewhere, once or more, until it
-succeeded.
+"""Tasks on a pool of Ray actors: each actor loads its model once, each task runs on some actor until it succeeds.
 
 Actors rather than plain tasks, because Ray gives a task that asks for a GPU a fresh process and so a fresh model each
 time. An actor that dies is started again by Ray and its task with it; a task must therefore leave the same result
@@ -58,21 +57,28 @@ def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str) -> Iterat
         (done,), _ = ray.wait(list(running), num_returns=1)
         actor, task = running.pop(done)
         submit(actor)
-        run_task(done)
+        result_of(done)
         yield task
 
 
 def wait_until_ready(actors: Sequence[Any]) -> None:
     """Returns once every actor has been made; raises what making one raised."""
     for actor in actors:
-        run_task(actor.ready.remote())
+        result_of(actor.ready.remote())
 
 
-def run_task(reference: Any) -> Any:
+def result_of(reference: Any) -> Any:
     """The result behind a reference; an error that the task raised on purpose comes out as it was."""
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, (PipelineError, EvaluationError)):
-            raise error.cause from None
-        raise
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, (PipelineError, EvaluationError)):
+            raise cause from None
+        # the last line of a task's error, the first one of what Ray says of an actor that is lost
+        lines = str(error).strip().splitlines()
+        said = lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]
+        raise PipelineError(
+            f"a worker process failed: {said}; what is done is kept and the same command goes on from there; "
+            f"use --traceback to see more"
+        ) from error

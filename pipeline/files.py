@@ -2,19 +2,31 @@
 
 import hashlib
 import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from evaluation.atomic import whole_file
 
+from .errors import DataError, PipelineError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` atomically."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` atomically."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Writes `text` as UTF-8 to `path` atomically."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -26,6 +38,16 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """Writes named arrays to an `.npz` at `path` atomically."""
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
+
+
+def read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    """The arrays of these names in an `.npz`. DataError where it is not whole, or has none of a name."""
+    try:
+        # numpy, given a path, leaves a file open that turns out to be damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: no whole file of {', '.join(names)} ({error})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -44,3 +66,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     ).hexdigest()
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock beside a folder; a process that dies lets go of it."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+@contextmanager
+def exclusive(folder: Path, work: str) -> Iterator[None]:
+    """Makes the folder and holds it for this process; `work` says what for. PipelineError while another holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = lock_of(folder).acquire(timeout=0)
+    except Timeout:
+        raise PipelineError(f"{folder}: another process is at this {work}; wait for it, or stop it") from None
+    with held:
+        yield

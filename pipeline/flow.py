@@ -10,7 +10,7 @@ from .configfile import dump
 from .curve import CURVE
 from .errors import TrackingError
 from .evaluate import Evaluate
-from .files import write_text
+from .files import exclusive, write_text
 from .metrics_follower import MetricsFollower
 from .mlflow_store import check_answers, redacted
 from .prepare import Prepare, check_prepared
@@ -28,15 +28,19 @@ _FLUSH_S = 60.0  # for the last points of the training curve to reach MLflow
 
 
 def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run:
-    """Computes every stage up to `until` whose result is not there yet."""
+    """Computes every stage up to `until` whose result is not there yet.
+
+    An MLflow that does not answer and a cluster that is too small are refused before the first stage; images, shards
+    and weights that will not do, before the second.
+    """
     run = Run(config, terminal)
     stages = FLOW[: STAGES.index(until) + 1]
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / CONFIG, redacted(dump(config)))
     prepare, *rest = stages
-    pending = _recall(run, stages)
     reports = []
     with ExitStack() as stack:
+        stack.enter_context(exclusive(run.folder, "run"))
+        write_text(run.folder / CONFIG, redacted(dump(config)))
+        pending = _recall(run, stages)
         if rest:
             with terminal.stage("start", str(run.folder)) as report:
                 check_answers(run.tracking_uri)
@@ -85,9 +89,7 @@ def _advance(run: Run, stage: Stage) -> StageReport:
 
 @contextmanager
 def _tracked(run: Run) -> Iterator[None]:
-    """The MLflow run around the stages. Training's curve is followed all the while; the end waits for its last
-    point.
-    """
+    """The MLflow run around the stages. It follows the training curve; its end waits for the curve's last point."""
     config, data = run.config, run.results["prepare"].facts
     run.tracked = tracking.open_run(
         run.tracking_uri,

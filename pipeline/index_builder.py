@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .images import Pixels, decode, in_order
-from .shard_index import DTYPES, SPLITS, ShardEntry, ShardIndex, file_sha256
+from .files import sha256_of
+from .image_files import Pixels, decode, in_order
+from .shard_index import DTYPES, SPLITS, ShardEntry, ShardIndex
 from .sources import DataConfig
-from .tar_members import Sample
+from .tar_members import TarSample
 
 
 def heldout_mask(count: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -44,12 +45,12 @@ class IndexBuilder:
         self,
         tar: Path,
         location: str,
-        samples: Sequence[Sample],
+        samples: Sequence[TarSample],
         split: npt.NDArray[np.uint8],
         on_image: Callable[[], None],
     ) -> None:
         """The next tar, to be found at `location`, and the split of each of its samples."""
-        sha256 = file_sha256(tar)  # first, so that the images are then read from the page cache
+        sha256 = sha256_of(tar)  # first, so that the images are then read from the page cache
         crc32 = []
         for number, (pixels, checksum) in zip(split.tolist(), self._decoded(tar, samples), strict=True):
             self._pixel_hashes[number].update(pixels)
@@ -68,6 +69,7 @@ class IndexBuilder:
         self._shards.append(ShardEntry(location=location, samples=len(samples), bytes=size_bytes, sha256=sha256))
 
     def finish(self, class_names: tuple[str, ...]) -> ShardIndex:
+        """The index of the tars so far, not yet saved."""
         arrays = {name: np.concatenate([some[name] for some in self._arrays]) for name in DTYPES}
         return ShardIndex(
             folder=self._folder,
@@ -79,12 +81,12 @@ class IndexBuilder:
             **arrays,
         )
 
-    def _decoded(self, tar: Path, samples: Sequence[Sample]) -> Iterator[tuple[Pixels, int]]:
+    def _decoded(self, tar: Path, samples: Sequence[TarSample]) -> Iterator[tuple[Pixels, int]]:
         """Pixels and CRC-32 of every image, in order."""
         image_size, channels = self._data.image_size, self._data.channels
         with tar.open("rb") as file:
 
-            def read(sample: Sample) -> tuple[Pixels, int]:
+            def read(sample: TarSample) -> tuple[Pixels, int]:
                 encoded = os.pread(file.fileno(), sample.size_bytes, sample.offset_bytes)
                 return decode(encoded, image_size, channels, f"{tar}: sample {sample.key}"), zlib.crc32(encoded)
 

@@ -12,6 +12,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from .errors import TrackingError
+from .terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,10 +22,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds without a byte; the weights go through the same connection
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_UV_AUTO_DETECT": "false",  # or a uv.lock in the working directory decides a model's requirements
 }
 """Set in this process before MLflow is imported, unless they are set already."""
@@ -49,8 +46,18 @@ _SECRETS = r"[\w-]*(?:password|token|secret|signature)|passwd|pwd|sig"
 
 
 def resolve_uri(configured: str | None, output: Path) -> str:
-    """The store's address: `tracking.uri`, else MLFLOW_TRACKING_URI, else one SQLite file under `output`."""
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.absolute()}/mlflow.db"
+    """The store's address: `tracking.uri`, else MLFLOW_TRACKING_URI, else one SQLite file under `output`.
+
+    TrackingError where MLflow would take the name of that file for another one.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        uri = f"sqlite:///{output.absolute()}/mlflow.db"
+        if re.search(r"\?|%[0-9A-Fa-f]{2}", uri):
+            raise TrackingError(
+                f"output {output}: MLflow cannot keep its SQLite file below a name with a '?' or a '%' and two "
+                f"hexadecimal digits; choose another output, or set tracking.uri"
+            )
     if (file := _sqlite_file(uri)) is not None:
         return f"sqlite:///{file.absolute()}"
     return uri
@@ -112,12 +119,13 @@ def _explained(message: str) -> str:
 @cache
 def _prepare() -> None:
     """Once in a process, before its first import of MLflow, which reads some of the settings then."""
+    quiet_libraries()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         # MLflow 3.17 maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # for its warning
 
 
 def _sqlite_file(uri: str) -> Path | None:

@@ -45,6 +45,11 @@ class ModelPackage:
     pictures: tuple[Path, ...] = ()
     """Sample grid and the like, PNG."""
 
+    @property
+    def trained_ms(self) -> int:
+        """When the weights were written, Unix time: whatever is logged again at this time adds no second point."""
+        return self.weights.stat().st_mtime_ns // 1_000_000
+
 
 def write_model(folder: Path, package: ModelPackage, run_id: str, model_id: str) -> None:
     """An MLflow pyfunc model in `folder`: code as files, weights as safetensors, no pickle."""

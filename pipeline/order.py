@@ -36,7 +36,6 @@ class SampleOrder:
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Samples in the order of their 32-bit random words, ties by number. -> int64 [n].
 
-    Defined by our own generator, because numpy does not promise that its permutations stay the same from release to
-    release.
+    By our own generator: numpy does not promise that its permutations stay the same from release to release.
     """
     return words(seed, Stream.ORDER, torch.arange(n), 1, step=epoch)[:, 0].sort(stable=True).indices.numpy()

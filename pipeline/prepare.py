@@ -42,9 +42,7 @@ class Prepare(Stage):
 
 
 def check_prepared(run: Run) -> None:
-    """Refuses, before it is begun, what these images or the extractor's weights cannot give: DataError,
-    EvaluationError.
-    """
+    """DataError or EvaluationError, before training begins, where the images or Inception's weights will not do."""
     index, config = run.index, run.config
     index.check_shards()
     images = len(index.ids("train"))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
-from .images import Pixels, decode
+from .image_files import Pixels, decode
 from .shard_index import ShardIndex, Split
 
 Cache = Literal["none", "host"]
@@ -90,4 +90,4 @@ class ShardReader:
         return {"index": self._index, "split": self._split, "cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]  # its own class, whose arguments the state holds

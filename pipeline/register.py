@@ -1,6 +1,4 @@
-"""Last stage: what the run made becomes a version in the MLflow registry, with everything that a reader needs to
-trust it.
-"""
+"""Last stage: the model becomes a version in the MLflow registry, with all that a reader needs to trust it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from evaluation.pictures import denoising_strip, image_grid, loss_curve, real_an
 from .checkpoint import WEIGHTS
 from .curve import read_curve
 from .evaluate import PROTOCOL
-from .files import digest, read_json, write_json
+from .files import digest, read_arrays, read_json, write_json
 from .model_package import ModelPackage
 from .reader import ShardReader
 from .registry import register
@@ -37,45 +35,17 @@ class Register(Stage):
             "model_name": run.config.register_.model_name,
         }
 
-    def recall(self, run: Run) -> None:  # noqa: ARG002
+    def recall(self, run: Run) -> None:
         """Nothing is recalled: registering again finds the version that is there."""
-        return
 
     def compute(self, run: Run, folder: Path) -> Facts:
         assert run.tracked is not None
-        tracked, results = run.tracked, run.results
-        scores, train = results["evaluate"].facts, results["train"]
-        pictures = draw_pictures(run)
-        description = folder / "model.json"
-        write_json(
-            description,
-            {
-                "format": 1,
-                "spec": run.config.spec.model_dump(mode="json"),
-                "sampler": run.config.sample.sampler.model_dump(mode="json"),
-            },
-        )
-        protocol = results["evaluate"].folder / PROTOCOL
-        package = ModelPackage(
-            run_key=digest(self.identity(run)),
-            weights=train.folder / WEIGHTS,
-            description=description,
-            config=run.folder / CONFIG,
-            protocol=read_json(protocol),
-            protocol_digest=scores["protocol_digest"],
-            scores=scores["scores"],
-            primary_score=scores["primary_score"],
-            data_digest=results["prepare"].facts["data_digest"],
-            trained_images=train.facts["images"],
-            pictures=tuple(pictures),
-        )
-        speeds = {name: results[stage].facts["images_per_s"] for name, stage in _SPEEDS.items()}
-        # With the weights' own time, logging them again adds nothing.
-        trained_ms = package.weights.stat().st_mtime_ns // 1_000_000
-        tracked.log_metrics(speeds, package.trained_images, trained_ms)
-        tracked.log_files([run.folder / CONFIG, protocol])
-        tracked.log_files(pictures, "pictures")
-        registered = register(tracked, package, run.config.register_.model_name)
+        package = self._package(run, folder)
+        speeds = {name: run.results[stage].facts["images_per_s"] for name, stage in _SPEEDS.items()}
+        run.tracked.log_metrics(speeds, package.trained_images, package.trained_ms)
+        run.tracked.log_files([package.config, run.results["evaluate"].folder / PROTOCOL])
+        run.tracked.log_files(package.pictures, "pictures")
+        registered = register(run.tracked, package, run.config.register_.model_name)
         return {
             "model_name": registered.name,
             "model_version": registered.version,
@@ -85,9 +55,31 @@ class Register(Stage):
         }
 
     def figure(self, facts: Facts) -> str:
-        return f"{facts['model_name']} version {facts['model_version']}" + (
-            ", champion" if facts["is_champion"] else ""
+        champion = ", champion" if facts["is_champion"] else ""
+        return f"{facts['model_name']} version {facts['model_version']}{champion}"
+
+    def _package(self, run: Run, folder: Path) -> ModelPackage:
+        train, evaluate = run.results["train"], run.results["evaluate"]
+        return ModelPackage(
+            run_key=digest(self.identity(run)),
+            weights=train.folder / WEIGHTS,
+            description=_describe(run, folder / "model.json"),
+            config=run.folder / CONFIG,
+            protocol=read_json(evaluate.folder / PROTOCOL),
+            protocol_digest=evaluate.facts["protocol_digest"],
+            scores=evaluate.facts["scores"],
+            primary_score=evaluate.facts["primary_score"],
+            data_digest=run.results["prepare"].facts["data_digest"],
+            trained_images=train.facts["images"],
+            pictures=tuple(draw_pictures(run)),
         )
+
+
+def _describe(run: Run, path: Path) -> Path:
+    """Writes what served_model.py needs beside the weights. -> `path`."""
+    spec, sampler = run.config.spec, run.config.sample.sampler
+    write_json(path, {"format": 1, "spec": spec.model_dump(mode="json"), "sampler": sampler.model_dump(mode="json")})
+    return path
 
 
 def draw_pictures(run: Run) -> list[Path]:
@@ -96,13 +88,12 @@ def draw_pictures(run: Run) -> list[Path]:
     drawn = Chunks(sample.folder, config, sample.facts["device_type"]).read_all(min(_GRID_IMAGES, config.images))
     reader = ShardReader(run.index, "train", "none")
     real = reader.read(np.arange(min(_BESIDE_IMAGES, len(reader))))
-    with np.load(sample.folder / STRIP, allow_pickle=False) as strip:
-        frames, times = strip["frames"], strip["times"].tolist()
+    frames, times = read_arrays(sample.folder / STRIP, "frames", "times")
     points = [point for point in read_curve(run.results["train"].folder) if "loss" in point]
     names = ("samples.png", "real_and_generated.png", "denoising.png", "loss.png")
     paths = [run.folder / name for name in names]
     image_grid(drawn, _GRID_COLUMNS, paths[0])
     real_and_generated(real, drawn[:_BESIDE_IMAGES], _BESIDE_COLUMNS, paths[1])
-    denoising_strip(frames, times, paths[2])
+    denoising_strip(frames, times.tolist(), paths[2])
     loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
     return paths

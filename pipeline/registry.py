@@ -169,9 +169,8 @@ def _link(run: TrackedRun, package: ModelPackage, model_id: str) -> None:
     """Shows the model on its run's page, and the scores on the model's."""
     from mlflow.entities import LoggedModelOutput, Metric
 
-    time_ms = int(package.weights.stat().st_mtime * 1000)  # the same at every attempt, so that none adds a point
     metrics = [
-        Metric(name, value, time_ms, package.trained_images, model_id=model_id)
+        Metric(name, value, package.trained_ms, package.trained_images, model_id=model_id)
         for name, value in package.scores.items()
         if value is not None
     ]

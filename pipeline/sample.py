@@ -6,8 +6,6 @@ or absent.
 """
 
 import time
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,9 @@ from model import ModelSpec, generate, time_grid, to_uint8, trajectory
 
 from .checkpoint import SPEC, WEIGHTS
 from .config import SampleConfig
-from .errors import DataError
-from .fan_out import actor_pool, fan_out, run_task, wait_until_ready
-from .files import write_arrays
+from .errors import DataError, TrainingError
+from .fan_out import actor_pool, fan_out, result_of, wait_until_ready
+from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 
@@ -57,15 +55,15 @@ class Sample(Stage):
             run.terminal.progress(config.images, "images") as progress,
             actor_pool(run.joined, processes, Drawer, run.results["train"].folder, chunks, run.threads) as actors,
         ):
-            progress.update(drawn)
             wait_until_ready(actors)
+            progress.update(drawn)  # only now: the rate is that of drawing
             start = time.perf_counter()
             for chunk in fan_out(actors, missing, "draw"):
                 drawn += chunks.images_of(chunk)
                 progress.update(drawn)
             seconds = time.perf_counter() - start
             if needs_strip:
-                run_task(actors[0].draw_strip.remote(folder / STRIP))
+                result_of(actors[0].draw_strip.remote(folder / STRIP))
         return {
             "images": config.images,
             "images_per_s": round(to_draw / seconds, 1) if missing else None,
@@ -108,17 +106,20 @@ class Chunks:
         """The chunk's images, uint8 [images_of, H, W, C]. DataError where the file is missing or damaged."""
         path = self.path(chunk)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                seeds, images = arrays["seeds"], arrays["images"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path}: not a readable chunk of images ({error}); remove it, it is drawn again") from None
+            seeds, images = read_arrays(path, "seeds", "images")
+        except DataError as error:
+            raise DataError(f"{error}; {self._remedy}") from None
         expected = self.seeds(chunk)[: self.images_of(chunk)]
         if not np.array_equal(seeds, expected) or len(images) != len(expected):
             raise DataError(
                 f"{path}: {len(images)} images of seeds from {seeds[:1]}, expected {len(expected)} from "
-                f"{expected[:1]}; remove it, it is drawn again"
+                f"{expected[:1]}; {self._remedy}"
             )
         return np.asarray(images)
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder / 'done.json'}, and the same command draws anew what is missing or damaged"
 
     def is_whole(self, chunk: int) -> bool:
         """Whether the chunk is there; a damaged file is removed, to be drawn again."""
@@ -154,7 +155,13 @@ class Drawer:
     def draw(self, chunk: int) -> None:
         """Draws and writes one chunk."""
         seeds = self.chunks.seeds(chunk)
-        images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
+        try:
+            images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"sample: seeds from {seeds[0]}: {error}; the training went astray: lower train.learning_rate, "
+                f"or set sample.sampler.clip to x0"
+            ) from None
         kept = self.chunks.images_of(chunk)
         write_arrays(self.chunks.path(chunk), images=images[:kept].cpu().numpy(), seeds=seeds[:kept])
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy
-import pandas  # type: ignore[import-untyped]
+import pandas  # type: ignore[import-untyped]  # the type checker has no stubs for it
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -47,7 +47,7 @@ class ServedModel(PythonModel):
         self,
         context: PythonModelContext | None,  # noqa: ARG002  # MLflow's signature
         model_input: pandas.DataFrame,
-        params: dict[str, Any] | None = None,  # noqa: ARG002
+        params: dict[str, Any] | None = None,  # noqa: ARG002  # likewise
     ) -> NDArray[numpy.uint8]:
         """uint8 [N, H, W, C] for a column `seed` of N integers; image i depends on seed i alone."""
         seeds = torch.from_numpy(_seeds(pandas.DataFrame(model_input))).to(self._device)

@@ -7,7 +7,6 @@ The JSON is replaced last and in one step, so there is always a whole index or n
 import hashlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from model import Record
 
 from .errors import DataError
+from .files import sha256_of, write_bytes, write_text
 
 Split = Literal["train", "heldout"]
 
@@ -88,6 +88,7 @@ class ShardIndex:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def shard_path(self, shard: int) -> Path:
+        """Where the tar of this number lies."""
         return self.folder / self.shards[shard].location
 
     def check_shards(self, full: bool = False) -> None:
@@ -99,13 +100,13 @@ class ShardIndex:
             found_bytes = path.stat().st_size
             if found_bytes != entry.bytes:
                 raise DataError(f"{path}: {found_bytes} bytes, the index says {entry.bytes}; {_REMEDY}")
-            if full and (found := file_sha256(path)) != entry.sha256:
+            if full and (found := sha256_of(path)) != entry.sha256:
                 raise DataError(f"{path}: sha256 {found[:12]}, the index says {entry.sha256[:12]}; {_REMEDY}")
 
     def save(self) -> None:
         """Write into `folder`, atomically; an index that is already there is replaced."""
         buffer = io.BytesIO()
-        np.savez(buffer, **self._arrays())  # type: ignore[arg-type]
+        np.savez(buffer, **self._arrays())  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
         content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()
         arrays = f"index-{digest[:16]}.npz"
@@ -119,8 +120,8 @@ class ShardIndex:
             arrays=arrays,
             arrays_sha256=digest,
         )
-        _write_atomically(self.folder / arrays, content)
-        _write_atomically(self.folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+        write_bytes(self.folder / arrays, content)
+        write_text(self.folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         for stale in self.folder.glob("index-*.npz"):
             if stale.name != arrays:
                 stale.unlink()
@@ -141,11 +142,6 @@ class ShardIndex:
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {name: getattr(self, name) for name in DTYPES}
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path) -> _Manifest:
@@ -173,12 +169,3 @@ def _read_arrays(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
         raise DataError(f"{path}: sha256 {found[:12]}, {MANIFEST} says {sha256[:12]}; prepare the data again")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in DTYPES}
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

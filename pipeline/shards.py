@@ -15,14 +15,14 @@ import numpy.typing as npt
 from webdataset import ShardWriter
 
 from .errors import DataError
-from .images import encode_png, in_order
+from .image_files import encode_png, in_order
 from .index_builder import IndexBuilder, heldout_mask
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
 from .sources import DataConfig, Shards, is_remote
-from .tar_members import Sample, read_samples
+from .tar_members import TarSample, read_samples
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with images done and images in all, from time to time."""
 
 Indices = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ Indices = npt.NDArray[np.int64]
 _TEMPORARY = ".packing-"
 
 
-def pack(data: DataConfig, folder: Path, on_progress: Progress) -> ShardIndex:
+def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     """Fill `folder` with shards and their index, which comes last: without it, nothing there counts."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def pack(data: DataConfig, folder: Path, on_progress: Progress) -> ShardIndex:
     return index
 
 
-def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: Progress) -> ShardIndex:
+def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     split = _split(len(images), data)
     _remove_earlier(folder)
     builder = IndexBuilder(data, folder)
@@ -57,7 +57,7 @@ def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progre
     return builder.finish(images.class_names)
 
 
-def _index_existing(source: Shards, data: DataConfig, folder: Path, on_progress: Progress) -> ShardIndex:
+def _index_existing(source: Shards, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     tars = [_fetched(url, folder) if is_remote(url) else Path(url) for url in source.locations()]
     samples = [read_samples(tar) for tar in tars]
     names = named_classes(_labels(tars, samples), source.class_names, "data.source.urls")
@@ -72,7 +72,7 @@ def _index_existing(source: Shards, data: DataConfig, folder: Path, on_progress:
     return builder.finish(names)
 
 
-def _ticks(on_progress: Progress, total: int) -> Callable[[], None]:
+def _ticks(on_progress: OnProgress, total: int) -> Callable[[], None]:
     """A function that tells of one more image at each call."""
     done = itertools.count(1)
     return lambda: on_progress(next(done), total)
@@ -134,7 +134,7 @@ def _write_tar(
     return tar
 
 
-def _labels(tars: Sequence[Path], samples: Sequence[Sequence[Sample]]) -> npt.NDArray[np.int64]:
+def _labels(tars: Sequence[Path], samples: Sequence[Sequence[TarSample]]) -> npt.NDArray[np.int64]:
     """Labels of all samples of all tars, refused where some samples have one and others do not."""
     for tar, some in zip(tars, samples, strict=True):
         for sample in some:

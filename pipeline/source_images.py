@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
-from .images import Pixels
+from .image_files import Pixels
 
 Labels = npt.NDArray[np.int64]
 """Class of each image [N], from 0; -1 throughout where the images have no class."""

@@ -1,6 +1,6 @@
 """Where images come from: one record per kind of source, and `DataConfig`, the `data` section of a run file.
 
-To add a source, write one more record with `fingerprint` and `open` and put its name in `Source`.
+To add a source, write one more record with `kind`, `shape`, `fingerprint` and `open` and put its name in `Source`.
 What is marked `Resource` says where the images lie, not which they are: `prepare` is keyed by `fingerprint`,
 the stages after it by the digest of the images themselves.
 """
@@ -20,7 +20,7 @@ from model import Record
 
 from .array_files import read_array
 from .errors import DataError
-from .images import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
+from .image_files import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
 from .keyroles import Resource
 from .reader import Cache
 from .source_images import SourceImages, images_in_memory
@@ -147,7 +147,7 @@ class ImageFolder(Record):
 
     kind: Literal["image_folder"] = "image_folder"
     path: Annotated[Path, Resource]
-    """The folder."""
+    """Folder of the images, or of one sub-folder for each class."""
     classes: Literal["sub_folders", "none"] = "sub_folders"
     """sub_folders: each direct sub-folder is a class of that name; none: images at any depth, no classes."""
     resize: ResizeRule = "center_crop"
@@ -232,7 +232,7 @@ class DataConfig(Record):
     shard_images: int = Field(10_000, ge=1)
     """Images in each packed shard."""
     cache: Annotated[Cache, Resource] = "host"
-    """host: each worker keeps the images decoded, image_size^2 * channels bytes each; none: it does not."""
+    """host: each worker keeps the images decoded, image_size^2 * channels bytes each; none: it decodes anew."""
 
     @model_validator(mode="after")
     def _source_has_this_shape(self) -> "DataConfig":

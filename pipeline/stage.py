@@ -12,12 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .cluster import Cluster
 from .config import Config
-from .errors import PipelineError
-from .files import digest, read_json, write_json
+from .files import digest, exclusive, read_json, write_json
 from .keyroles import identity
 from .mlflow_store import resolve_uri
 from .shard_index import ShardIndex
@@ -97,12 +94,14 @@ class Run:
 
 
 class Stage(ABC):
-    """One step of the flow. To add one: a subclass, and its name in FLOW."""
+    """One step of the flow. To add one: a subclass, its place in `FLOW`, and its line in `__main__._STAGES`."""
 
     name: str
+    """Also the command that runs the flow up to here."""
     format: int = 1
     """Counts up when the stage's files or meaning change, so that results of older code are not taken for new ones."""
     uses_cluster: bool = True
+    """Whether `compute` needs Ray; where no stage that is to be computed does, none is started."""
 
     @abstractmethod
     def identity(self, run: Run) -> Any:
@@ -114,7 +113,7 @@ class Stage(ABC):
 
     @abstractmethod
     def figure(self, facts: Facts) -> str:
-        """The one figure that a person wants to know of the result."""
+        """The result in a few words and one figure, for the closing table."""
 
     def folder(self, run: Run) -> Path:
         """Where the result is kept."""
@@ -132,15 +131,7 @@ class Stage(ABC):
     def finish(self, run: Run) -> Result:
         """Computes the result, or goes on computing it. PipelineError while another process does."""
         folder = self.folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            raise PipelineError(
-                f"{folder}: another process is at this {self.name} stage; wait for it, or stop it"
-            ) from None
-        with held:
+        with exclusive(folder, f"{self.name} stage"):
             start = time.perf_counter()
             facts = self.compute(run, folder)
             seconds = round(time.perf_counter() - start, 2)

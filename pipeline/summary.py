@@ -60,7 +60,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
         facts["beside real images"] = (
-            f"{as_many:.2f} of {count} samples against {heldout:.2f} of {count} held-out images: "
+            f"{as_many:.4g} of {count} samples against {heldout:.4g} of {count} held-out images: "
             f"{as_many / heldout:.2f} times"
         )
     if "confidence_samples" in scores:
@@ -76,4 +76,4 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _shown(value: float | None, unit: str) -> str:
-    return "not available" if value is None else f"{value:.2f} {unit}"
+    return "not available" if value is None else f"{value:.4g} {unit}"

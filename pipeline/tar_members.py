@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import DataError
-from .images import IMAGE_EXTENSIONS
+from .image_files import IMAGE_EXTENSIONS
 
 _METADATA = re.compile("__[^/]*__($|/)")  # what webdataset skips
 _BLOCK_BYTES = 512
@@ -21,7 +21,7 @@ _LABEL_BYTES = 18  # decimal digits that surely fit an int64
 
 
 @dataclass(frozen=True)
-class Sample:
+class TarSample:
     """Where the image of one sample lies in its tar, and its class (-1: no `.cls` member)."""
 
     key: str
@@ -30,7 +30,7 @@ class Sample:
     label: int
 
 
-def read_samples(tar: Path) -> list[Sample]:
+def read_samples(tar: Path) -> list[TarSample]:
     """Every sample of the tar, in order, grouped as webdataset does. Reads headers and labels, no image."""
     members = _members(tar)
     with tar.open("rb") as file:
@@ -99,13 +99,13 @@ def _key_and_extension(tar: Path, member: tarfile.TarInfo) -> tuple[str, str]:
     return (folder + slash + stem, extension.lower()) if stem else ("", "")
 
 
-def _sample(tar: Path, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> Sample:
+def _sample(tar: Path, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> TarSample:
     images = [member for extension, member in fields.items() if _is_image(extension)]
     if len(images) != 1:
         found = ", ".join(fields)
         raise DataError(f"{tar}: sample {key} has {len(images)} images ({found}), expected one; rebuild the shard")
     label = _label(tar, file, fields["cls"]) if "cls" in fields else -1
-    return Sample(key, images[0].offset_data, images[0].size, label)
+    return TarSample(key, images[0].offset_data, images[0].size, label)
 
 
 def _is_image(extension: str) -> bool:

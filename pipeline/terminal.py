@@ -88,9 +88,9 @@ class StageReport:
     """Why it did not run; empty where it did."""
     seconds: float = 0.0
 
-    def skip(self, where: str) -> None:
-        """Its result is there already, made from the same inputs. where: what to show beside that."""
-        self.skipped = f"skipped: same inputs ({where})"
+    def skip(self, figure: str) -> None:
+        """Its result, whose figure is given, is there already, made from the same inputs."""
+        self.skipped = f"skipped: same inputs ({figure})"
 
 
 class Progress:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .files import read_json, write_json
 from .mlflow_store import artifact_location, connect, redacted, reported
 
 if TYPE_CHECKING:
@@ -39,18 +40,16 @@ class TrackedRun:
         """Cheap: MLflow keeps one store per address."""
         return connect(self.uri)
 
-    def log_metrics(self, scores: Mapping[str, float | None], images: int, time_ms: int) -> None:
+    def log_metrics(self, figures: Mapping[str, float | None], images: int, time_ms: int) -> None:
         """Figures of the finished model; None is left out. The same call with the same time adds nothing."""
         from mlflow.entities import Metric
 
-        known = {name: value for name, value in scores.items() if value is not None}
+        known = {name: value for name, value in figures.items() if value is not None}
         metrics = [Metric(name, value, time_ms, images) for name, value in known.items()]
-        with reported("log the scores", self.uri):
+        with reported("log the figures", self.uri):
             self.client.log_batch(self.run_id, metrics=metrics)
 
-    def log_inputs(
-        self, name: str, digest: str, source: str, images: Mapping[str, int], context: str = "training"
-    ) -> None:
+    def log_inputs(self, name: str, digest: str, source: str, images: Mapping[str, int]) -> None:
         """The data set, as `mlflow.log_input` has it. digest: of the shard index; images: count by split."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -61,7 +60,7 @@ class TrackedRun:
             source=json.dumps({"uri": redacted(source)}),
             profile=json.dumps({f"{split}_images": count for split, count in images.items()}),
         )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         with reported("log the data set", self.uri):
             self.client.log_inputs(self.run_id, datasets=inputs)
 
@@ -117,12 +116,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _token(folder: Path) -> str:
     path = folder / _TOKEN_FILE
     if path.exists():
-        return str(json.loads(path.read_text())["token"])
-    folder.mkdir(parents=True, exist_ok=True)
+        return str(read_json(path)["token"])
     token = uuid.uuid4().hex
-    written = path.with_suffix(f".{token}")
-    written.write_text(json.dumps({"token": token}) + "\n")
-    written.rename(path)
+    write_json(path, {"token": token})
     return token
 
 

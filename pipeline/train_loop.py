@@ -1,8 +1,7 @@
 """What each training worker runs: DDP over a share of every global batch, from the last checkpoint to the last image.
 
 Everything random is keyed by the position of an image in the stream, so a batch is the same whoever builds it.
-Nothing here waits for the device between two points of the curve, and nothing waits for MLflow or the terminal at
-all.
+Between two points of the curve nothing here waits for the device; nothing ever waits for MLflow or the terminal.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -30,7 +29,7 @@ from model import EMA, ModelSpec, Stream, integers, normal, simple_loss, to_unit
 from .checkpoint import TrainState
 from .config import TrainConfig
 from .order import SampleOrder
-from .reader import ShardReader
+from .reader import Cache, ShardReader
 from .shard_index import ShardIndex
 
 if TYPE_CHECKING:
@@ -43,10 +42,12 @@ class TrainJob:
 
     spec: ModelSpec
     train: TrainConfig
-    cache: Literal["none", "host"]
+    cache: Cache
     threads: int
     index_folder: str
     identity: str
+    start: str | None
+    """Folder of the checkpoint of an earlier run to go on from."""
     curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
 
 
@@ -102,16 +103,16 @@ class Worker:
         )
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint that Ray Train knows of, if any."""
+        """Goes back to the newest checkpoint: this run's, where a worker failed, or else an earlier run's."""
         checkpoint = ray_train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 self.state.load(Path(folder), self.job.identity)
+        elif self.job.start is not None:
+            self.state.load(Path(self.job.start), self.job.identity)
 
     def run(self) -> None:
-        """Trains to the end, leaving points of the curve and checkpoints on the way; stops early if the loss is
-        not finite.
-        """
+        """Trains to the end, with checkpoints and points of the curve on the way; a loss that is not finite ends it."""
         meter = Meter(self.state.images_seen)
         final_images = self.config.steps * self.config.batch_size
         for start, images in self._batches(final_images):
@@ -126,8 +127,9 @@ class Worker:
                 self._save()
 
     def _batches(self, final_images: int) -> Iterator[tuple[int, Tensor]]:
-        """(position of this worker's first image, uint8 [local_batch, H, W, C]) of each step; one batch is read
-        ahead.
+        """Of each step, the position of this worker's first image and its uint8 [local_batch, H, W, C].
+
+        One batch is read ahead, by a thread.
         """
         starts = range(self.state.images_seen, final_images, self.config.batch_size)
         offsets = [start + self.rank * self.local_batch_size for start in starts]
@@ -180,9 +182,7 @@ class Worker:
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
 
     def _log(self, meter: "Meter") -> bool:
-        """Averages the loss over steps and workers and sends it off. False, on every rank alike, if it is not
-        finite.
-        """
+        """Sends off the loss, averaged over steps and workers. False, on every rank alike, if it is not finite."""
         loss = float(self.loss.compute())
         gradient_norm = float(self.gradient_norm.compute())
         self.loss.reset()
@@ -196,13 +196,12 @@ class Worker:
                 "learning_rate": self.state.optimizer.param_groups[0]["lr"],
                 **meter.take(self.state.images_seen),
             }
+            self.state.curve.append(point)
             ray.get(self.job.curve.add.remote(point))
         return finite
 
     def _save(self) -> None:
-        """Hands a checkpoint to Ray Train, which stores it in the background. All ranks meet here; only rank 0
-        writes.
-        """
+        """Rank 0 hands a checkpoint to Ray Train, which stores it in the background; all ranks meet here."""
         metrics = {"images": self.state.images_seen}
         if self.rank != 0:
             ray_train.report(metrics)

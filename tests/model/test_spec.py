@@ -145,3 +145,13 @@ def test_bad_value_is_refused_by_name(bad: dict[str, Any]) -> None:
 def test_spec_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SPEC.image_size = 16  # type: ignore[misc]
+
+
+def test_images_that_are_not_finite_are_refused() -> None:
+    """NaN would become an arbitrary grey level, and a score would be taken of it."""
+    network = SPEC.build()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        generate(SPEC, DDIM(steps=2), network, SEEDS)

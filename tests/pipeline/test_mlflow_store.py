@@ -120,3 +120,14 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_checking_creates_nothing(tmp_path: Path) -> None:
     check_answers(f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["what?", "a%20b"])
+def test_a_folder_whose_name_mlflow_would_misread_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrackingError, match=r"MLflow cannot keep its SQLite file below.*choose another output"):
+        resolve_uri(None, tmp_path / name)
+    assert resolve_uri("http://host:5000", tmp_path / name) == "http://host:5000"
+    assert resolve_uri(None, tmp_path / "100% ä b#") == f"sqlite:///{tmp_path}/100% ä b#/mlflow.db"

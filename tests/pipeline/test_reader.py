@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import DataError
-from pipeline.images import decode, encode_png
+from pipeline.image_files import decode, encode_png
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import Cache, ShardReader
 from pipeline.shard_index import ShardIndex

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.images import encode_png
+from pipeline.image_files import encode_png
 from pipeline.reader import ShardReader
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack

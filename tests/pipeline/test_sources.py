@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from pipeline.array_files import read_array
 from pipeline.errors import DataError
-from pipeline.images import encode_png, load_file
+from pipeline.image_files import encode_png, load_file
 from pipeline.keyroles import identity
 from pipeline.source_images import images_in_memory
 from pipeline.sources import (

@@ -1,0 +1,78 @@
+"""Chunks of drawn images: whole and of the right seeds, or drawn again; pixels only from finite numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import DDIM, DDPMUNet, ModelSpec, VPCosine
+from pipeline.checkpoint import SPEC, WEIGHTS
+from pipeline.config import SampleConfig
+from pipeline.errors import DataError, TrainingError
+from pipeline.files import write_arrays
+from pipeline.sample import Chunks, Drawer
+
+MODEL = ModelSpec(
+    image_size=8,
+    channels=1,
+    network=DDPMUNet(base_channels=8, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=()),
+    path=VPCosine(),
+)
+
+
+def chunks_in(folder: Path, images: int = 7, seed: int = 100) -> Chunks:
+    config = SampleConfig(images=images, seed=seed, chunk_images=3, sampler=DDIM(steps=2))
+    return Chunks(folder, config, "cpu")
+
+
+def drawer(folder: Path, chunks: Chunks, fill: float | None = None) -> Drawer:
+    torch.manual_seed(0)
+    weights = MODEL.build().state_dict()
+    if fill is not None:
+        weights = {name: torch.full_like(weight, fill) for name, weight in weights.items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / SPEC).write_text(MODEL.model_dump_json())
+    return Drawer(folder, chunks, torch.get_num_threads())
+
+
+def test_the_last_chunk_is_drawn_whole_and_kept_in_part(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    assert (chunks.count, [chunks.images_of(chunk) for chunk in range(3)]) == (3, [3, 3, 1])
+    worker = drawer(tmp_path, chunks)
+    for chunk in range(chunks.count):
+        assert not chunks.is_whole(chunk)
+        worker.draw(chunk)
+        assert chunks.is_whole(chunk)
+    longer = chunks_in(tmp_path / "longer", images=9)
+    drawer_of_longer = Drawer(tmp_path, longer, torch.get_num_threads())
+    drawer_of_longer.draw(2)
+    np.testing.assert_array_equal(chunks.read(2), longer.read(2)[:1])
+    assert chunks.read_all(7).shape == (7, 8, 8, 1)
+    assert chunks.read_all(4).shape == (4, 8, 8, 1)
+
+
+def test_a_damaged_chunk_is_refused_and_then_removed_to_be_drawn_again(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    write_arrays(chunks.path(0), images=np.zeros((3, 8, 8, 1), np.uint8), seeds=chunks.seeds(0))
+    content = chunks.path(0).read_bytes()
+    chunks.path(0).write_bytes(content[:-50])
+    with pytest.raises(DataError, match=r"chunk-000000-cpu\.npz: no whole file of seeds, images.*remove .*done\.json"):
+        chunks.read(0)
+    assert not chunks.is_whole(0)
+    assert not chunks.path(0).exists()
+
+
+def test_a_chunk_of_other_seeds_is_refused(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    write_arrays(chunks.path(1), images=np.zeros((3, 8, 8, 1), np.uint8), seeds=chunks.seeds(0))
+    with pytest.raises(DataError, match=r"3 images of seeds from \[100\], expected 3 from \[103\]; remove"):
+        chunks.read(1)
+
+
+def test_images_that_are_not_finite_are_refused_rather_than_written(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    with pytest.raises(TrainingError, match=r"seeds from 103: images are not finite.*lower train\.learning_rate"):
+        drawer(tmp_path, chunks, fill=float("nan")).draw(1)
+    assert not chunks.path(1).exists()
