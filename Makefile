@@ -7,16 +7,19 @@ SET ?=
 OUTPUT ?= outputs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench ui lock clean
+.PHONY: help run test test-slow check format bench ui lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/installed ## Pack, train, sample, score and register; FILE=run file, SET="key=value ..."
 	@$(BIN)/python -m pipeline run $(FILE) $(SET)
 
-test: .venv/installed ## The whole test suite
-	@$(BIN)/pytest
+test: .venv/installed ## The test suite
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/installed ## More processes killed, in the middle of training and sampling
+	@$(BIN)/pytest -m slow
 
 check: .venv/installed ## Format, lint, types, architecture: what CI asks for before the tests
 	@$(BIN)/ruff format --check .

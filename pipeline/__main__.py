@@ -9,9 +9,6 @@ from pathlib import Path
 from .terminal import Terminal, console_for, print_error, quiet_libraries
 
 quiet_libraries()  # before anything imports them
-if Path("~/.ray/auth_token").expanduser().exists():
-    # `ray start` then asks its clients for the token; they would send it only if told so before Ray is imported.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from evaluation import EvaluationError  # noqa: E402
 
@@ -38,11 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print_error(str(error))
         return getattr(error, "exit_code", 1)
-    except OSError as error:  # a disk that is full, a folder that may not be written to
-        if options.traceback:
-            raise
-        print_error(f"{error}; the same command goes on from here once that is mended")
-        return 1
     except KeyboardInterrupt:
         print_error("interrupted; the same command goes on from here")
         return 130
@@ -61,10 +53,22 @@ def _execute(options: argparse.Namespace) -> None:
 
         print_plan(config, console_for(sys.stdout))
         return
+    _send_ray_token(config.cluster.address)
     from .flow import STAGES, run_flow
 
     until = STAGES[-1] if options.command == "run" else options.command
-    run_flow(config, Terminal(), until)
+    try:
+        run_flow(config, Terminal(), until)
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        raise PipelineError(f"{error} (output is {config.output}); mend it, and the same command goes on") from error
+
+
+def _send_ray_token(address: str) -> None:
+    """Where this file exists, `ray start` asks for the token in it; clients send it only if told so before they import
+    Ray.
+    """
+    if address != "local" and "ray" not in sys.modules and Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -78,7 +78,11 @@ def _write(buffer: Any, path: Path, on_point: Callable[[Point], None], ended: Ev
     written = points[-1]["images"] if points else 0
     while True:
         last_round = ended.wait(_POLL_S)
-        for point in ray.get(buffer.take.remote()):
+        try:
+            arrived = ray.get(buffer.take.remote())
+        except ray.exceptions.RayError:  # the cluster is gone, and with it the training, which says why
+            return
+        for point in arrived:
             on_point(point)
             if point["images"] > written:
                 written = point["images"]

@@ -193,6 +193,7 @@ def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undi
     assert "protocol" in summary["verdict"]
 
 
+@pytest.mark.timeout(480)
 def test_killed_in_training_and_again_in_sampling_gives_the_undisturbed_result(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -45,7 +45,7 @@ CONFIG = {
 
 
 # Ray Train imports Ray Data, which warns of its own settings.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture(scope="module")

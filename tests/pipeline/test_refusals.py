@@ -125,3 +125,13 @@ def test_a_missing_run_file_is_exit_code_2(capsys: pytest.CaptureFixture[str], t
     code, message = refused(capsys, "run", str(tmp_path / "nowhere.yaml"))
     assert code == 2
     assert "nowhere.yaml" in message
+
+
+def test_an_output_that_cannot_be_written_to_is_named(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    code, message = refused(capsys, "prepare", *digits, f"output={tmp_path}/file/out")
+    assert code == 1
+    assert "Not a directory" in message
+    assert f"(output is {tmp_path}/file/out); mend it, and the same command goes on" in message
