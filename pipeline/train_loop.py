@@ -6,6 +6,9 @@ Between two points of the curve nothing here waits for the device; nothing ever 
 
 import hashlib
 import math
+import os
+import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ from model import EMA, ModelSpec, Stream, integers, normal, simple_loss, to_unit
 
 from .checkpoint import TrainState
 from .config import TrainConfig
+from .errors import TrainingError
 from .order import SampleOrder
 from .reader import Cache, ShardReader
 from .shard_index import ShardIndex
@@ -91,6 +95,7 @@ class Worker:
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:
+            check_compiler()
             network = torch.compile(network)  # type: ignore[assignment]  # typed as a callable, is a module
         if self.world_size == 1:
             return network
@@ -229,6 +234,16 @@ class Meter:
         seconds, images = now - self.since, images_seen - self.images_seen
         self.images_seen, self.since = images_seen, now
         return {"seconds": seconds, "images_per_s": images / seconds}
+
+
+def check_compiler() -> None:
+    """TrainingError where torch.compile would look for a C++ compiler in vain, which it says at great length."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise TrainingError(
+            f"train.compile: no C++ compiler on {socket.gethostname()} ({', '.join(names)}); install g++ on every "
+            f"worker, or set train.compile=false"
+        )
 
 
 def flip(x0: Tensor, seed: int, positions: Tensor) -> Tensor:
