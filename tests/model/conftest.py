@@ -1,15 +1,9 @@
-"""One thread for every test here: the tensors are small, and other tests want the cores. No deadline for a property's
-single example, since a busy machine is no failure.
-"""
+"""One thread for every test here: the tensors are small, and other tests want the cores."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
