@@ -1,7 +1,6 @@
 """Real digits, one classifier of them and one Inception with random weights, made once for all tests here."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +20,6 @@ class Digits(NamedTuple):
     train_labels: NDArray[np.int64]
     heldout: NDArray[np.uint8]
     heldout_labels: NDArray[np.int64]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These networks are too small for two threads to help, and other tests want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

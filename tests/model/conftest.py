@@ -1,17 +1,7 @@
-"""One thread for every test here: the tensors are small, and other tests want the cores."""
-
-from collections.abc import Iterator
+"""For the tests of the mathematics."""
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

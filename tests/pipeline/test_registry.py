@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 
 from model import DDIM, DDPMUNet, ModelSpec, VPLinear, generate
 from pipeline.errors import TrackingError
-from pipeline.mlflow_store import resolve_uri
 from pipeline.model_package import ModelPackage
 from pipeline.registry import Registered, judge, register
-from pipeline.tracking import TrackedRun, open_run
+from pipeline.tracking import TrackedRun
 
 SPEC = ModelSpec(
     image_size=8,
@@ -28,16 +27,6 @@ SPEC = ModelSpec(
     path=VPLinear(),
 )
 SAMPLER = DDIM(steps=2)
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
-
-
-@pytest.fixture
-def run(uri: str, tmp_path: Path) -> TrackedRun:
-    return open_run(uri, "digits", "night", tmp_path / "run", {}, {})
 
 
 @pytest.fixture
