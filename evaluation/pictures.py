@@ -1,13 +1,15 @@
-"""PNG pictures for people: sample grids, the denoising process, samples beside real images, loss curves."""
+"""PNG pictures for people: sample grids, the denoising process, samples beside real images, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,6 +17,8 @@ from .atomic import whole_file
 from .errors import EvaluationError
 
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#333333", "#9db4d0", "#1f4e8c"
+COLORS = ("#1f4e8c", "#d9822b", "#2e8b57", "#b5344a", "#7d5ba6", "#17a2b8", "#8c6d31", "#d16ba5")
+MARKERS = "osD^vPX*"
 TEXT_PIXELS = 16
 LINE_PIXELS = 30  # a line of text with its margins
 
@@ -43,14 +47,14 @@ def real_and_generated(
     _save(page, path)
 
 
-def denoising_strip(frames: NDArray[np.uint8], timesteps: Sequence[int], path: Path, min_pixels: int = 72) -> None:
+def denoising_strip(frames: NDArray[np.uint8], times: Sequence[float], path: Path, min_pixels: int = 72) -> None:
     """From noise to image, left to right: one row per image, one column per state.
 
-    frames: uint8 [S, N, H, W, C], noise first; timesteps: the times t of the S states, -1 for the image.
+    frames: uint8 [S, N, H, W, C], noise first; times: t of the S states, of which the last is the image.
     """
-    if frames.ndim != 5 or len(frames) != len(timesteps):
+    if frames.ndim != 5 or len(frames) != len(times):
         raise EvaluationError(
-            f"denoising strip: frames {list(frames.shape)} and {len(timesteps)} timesteps, expected "
+            f"denoising strip: frames {list(frames.shape)} and {len(times)} times, expected "
             f"[S, N, H, W, C] and S of them"
         )
     states, count = frames.shape[:2]
@@ -59,8 +63,9 @@ def denoising_strip(frames: NDArray[np.uint8], timesteps: Sequence[int], path: P
     strip = _tiled(tiles, states, min_pixels)
     page = Image.new("RGB", (strip.width, strip.height + LINE_PIXELS), PAPER)
     page.paste(strip, (0, LINE_PIXELS))
-    for column, t in enumerate(timesteps):
-        _write(page, f"t = {t}" if t >= 0 else "image", round((column + 0.5) * strip.width / states))
+    for column, t in enumerate(times):
+        label = "image" if column == states - 1 else f"t = {t:.0f}" if t >= 10 else f"t = {t:.2g}"
+        _write(page, label, round((column + 0.5) * strip.width / states))
     _save(page, path)
 
 
@@ -88,14 +93,118 @@ def _draw_loss(figure: Figure, seen: NDArray[np.float64], loss: NDArray[np.float
     axes.plot(seen, loss, color=FAINT, linewidth=1, marker="o" if len(loss) < 40 else "", label="as logged")
     axes.plot(seen, _running_mean(loss), color=ACCENT, linewidth=2, label="running mean")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if loss.max() > 3 * loss.min():  # below that a logarithmic axis has hardly a tick to read
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(color="#e8e8e8")
-    axes.spines[["top", "right"]].set_visible(False)
+    _scale(axes, loss)
     axes.legend(frameon=False)
+
+
+def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
+    """A grid; and a logarithmic y axis where the values span enough that it has ticks to read."""
+    if values.min() > 0 and values.max() > 3 * values.min():
+        axes.set_yscale("log")
+        within_a_decade = values.max() < 10 * values.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if within_a_decade else (1, 2, 5)))
+        _plain_numbers(axes.yaxis)
+    axes.grid(color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def quality_against_evaluations(
+    series: Mapping[str, Sequence[tuple[float, float]]], score: str, path: Path, real: tuple[str, float] | None = None
+) -> None:
+    """A score against calls of the network for each image, one line for each series, named at its end.
+
+    series: name -> (evaluations > 0, value) in any order; a value that is not finite is left out. score: what the y
+    axis says. real: what the level line of real images says, and its value.
+    """
+    lines = {
+        name: np.array(sorted(point for point in points if np.isfinite(point).all()), dtype=np.float64)
+        for name, points in series.items()
+    }
+    lines = {name: line for name, line in lines.items() if len(line)}
+    if not lines:
+        raise EvaluationError(
+            f"{path.name}: none of {sum(map(len, series.values()))} values of {score} is a number; was anything scored?"
+        )
+    figure = Figure(figsize=(9, max(4.8, 1 + 0.26 * len(lines))), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="network evaluations for each image, measured", ylabel=score)
+    for number, line in enumerate(lines.values()):
+        axes.plot(
+            *line.T,
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=("-", "--", ":")[number // len(COLORS) % 3],
+            markersize=5,
+        )
+    points = np.concatenate(list(lines.values()))
+    _log_evaluations(axes, points[:, 0])
+    _scale(axes, points[:, 1] if real is None else np.append(points[:, 1], real[1]))
+    if real is not None:
+        axes.axhline(real[1], color=INK, linewidth=1, linestyle=(0, (6, 4)), zorder=1)
+        axes.annotate(
+            real[0], (0, real[1]), (4, 4), axes.get_yaxis_transform(), textcoords="offset points", color=INK, fontsize=9
+        )
+    _name_lines(figure, axes, {name: (float(line[-1, 0]), float(line[-1, 1])) for name, line in lines.items()})
+    with whole_file(path) as draft:
+        figure.savefig(draft)
+
+
+def _log_evaluations(axes: Axes, evaluations: NDArray[np.float64]) -> None:
+    """A logarithmic x axis whose ticks are the values themselves, as many as can be read."""
+    axes.set_xscale("log")
+    axes.set_xlim(evaluations.min() / 1.15, evaluations.max() * 1.15)
+    apart = 0.06 * np.log(evaluations.max() * 1.15**2 / evaluations.min())
+    ticks: list[float] = []
+    for value in np.unique(evaluations):
+        if not ticks or np.log(value / ticks[-1]) > apart:
+            ticks.append(value)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_numbers(axes.xaxis)
+
+
+def _name_lines(figure: Figure, axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+    """Each name in its line's colour to the right of the axes, at the height of its end or near it."""
+    figure.draw_without_rendering()  # only then does y have its range
+    ends_drawn = (axes.transData + axes.transAxes.inverted()).transform(list(ends.values()))
+    line_height = 16 * figure.dpi / 72 / axes.get_window_extent().height  # 16 points
+    heights = _apart(ends_drawn[:, 1].tolist(), line_height)
+    for number, (name, end, height) in enumerate(zip(ends, ends_drawn, heights, strict=True)):
+        color = COLORS[number % len(COLORS)]
+        dotted = {"linewidth": 0.8, "linestyle": (0, (1, 3)), "alpha": 0.7}
+        leader = {"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkB": 4, **dotted}
+        axes.annotate(
+            name,
+            (float(end[0]), float(end[1])),
+            (1.03, height),
+            xycoords="axes fraction",
+            color=color,
+            va="center",
+            arrowprops=leader,
+        )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights moved as little as it takes to be `gap` apart in the same order, within [0, 1] as far as they fit."""
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(order))
+    # Without these steps, heights that are `gap` apart only have to rise: pool neighbours that fall.
+    pools: list[list[float]] = []
+    for height in np.asarray(heights, dtype=np.float64)[order] - steps:
+        pools.append([height])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    risen = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    moved = np.empty(len(order))
+    moved[order] = np.clip(risen, 0, max(0, 1 - steps[-1])) + steps
+    return moved.tolist()
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -26,7 +26,11 @@ class Reference(Record):
 
 
 class Protocol(Record):
-    """Everything but the model that a score depends on. Scores under different digests are never compared."""
+    """Everything but the model that a score depends on. Scores under different digests are never compared.
+
+    Beside what was chosen stands what it cost; that is measured, may differ from model to model, and keeps no two
+    scores apart.
+    """
 
     images: int = Field(ge=2)
     """Number of generated images."""
@@ -44,17 +48,24 @@ class Protocol(Record):
     """Where images were drawn and features taken: cpu or cuda."""
     torch_fidelity: str
     """Version of the library that computed the scores."""
+    network_evaluations: float = Field(ge=0)
+    """Measured calls of the network for each image."""
+
+    @property
+    def choices(self) -> dict[str, JsonValue]:
+        """JSON of all that was chosen and nothing that was measured."""
+        return self.model_dump(mode="json", exclude={"network_evaluations"})
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON: sorted keys, no spaces."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """sha256 of the choices' canonical JSON: sorted keys, no spaces."""
+        canonical = json.dumps(self.choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:
     """What keeps two scores apart, such as `sample images: 2000 against 1000`. Empty: comparable."""
-    mine, other = dict(_leaves(ours.model_dump(mode="json"))), dict(_leaves(theirs.model_dump(mode="json")))
+    mine, other = dict(_leaves(ours.choices)), dict(_leaves(theirs.choices))
     names = [*mine, *(name for name in other if name not in mine)]
     return [
         f"{_label(name)}: {mine.get(name, 'absent')} against {other.get(name, 'absent')}"

@@ -2,45 +2,77 @@
 printing.
 """
 
+from .chain_samplers import DDIM, Ancestral, PredictorCorrector
+from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
 from .ddpm_unet import DDPMUNet
-from .denoiser import Denoiser, EpsDenoiser, Prediction
+from .denoiser import Denoiser, NetworkDenoiser, Prediction
+from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .ema import EMA, EMAConfig
-from .grids import GRIDS, Grid, time_grid
+from .gaussian_path import GaussianPath
+from .grids import Grid, time_grid
 from .images import to_uint8, to_unit_range
-from .objectives import simple_loss
-from .paths import Path, VPCosine, VPLinear
-from .random import Stream, integers, normal, philox, words
+from .multistep_samplers import DPMSolverPP, UniPC
+from .objectives import denoising_loss
+from .ode_samplers import RK45, Euler, Heun
+from .paths import Path
+from .random import Stream, normal, philox, uniform, words
 from .record import Record
-from .samplers import DDIM, Ancestral, Sampler
+from .sampler import State
+from .samplers import Sampler
 from .spec import ModelSpec, Network, generate, trajectory
+from .targets import Eps, Target
+from .times import LossHistory, Times, TimeSampling, UniformTimes
+from .weightings import Simple, Weighting
 
 __all__ = [
     "DDIM",
     "EMA",
-    "GRIDS",
+    "RK45",
+    "VESDE",
+    "VPSDE",
     "Ancestral",
     "DDPMUNet",
+    "DPMSolverPP",
     "Denoiser",
+    "EDMPath",
     "EMAConfig",
-    "EpsDenoiser",
+    "Eps",
+    "Euler",
+    "GaussianPath",
     "Grid",
+    "Heun",
+    "LossHistory",
     "ModelSpec",
     "Network",
+    "NetworkDenoiser",
     "Path",
     "Prediction",
+    "PredictorCorrector",
     "Record",
+    "RectifiedFlow",
     "Sampler",
+    "Simple",
+    "State",
     "Stream",
+    "SubVPSDE",
+    "Target",
+    "TimeSampling",
+    "Times",
+    "UniPC",
+    "UniformTimes",
     "VPCosine",
     "VPLinear",
+    "VPScaledLinear",
+    "VPSigmoid",
+    "Weighting",
+    "denoising_loss",
     "generate",
-    "integers",
     "normal",
     "philox",
-    "simple_loss",
     "time_grid",
     "to_uint8",
     "to_unit_range",
     "trajectory",
+    "uniform",
     "words",
 ]

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from .paths import Path
+from .gaussian_path import GaussianPath
+from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -17,25 +18,34 @@ class Prediction:
 
 
 class Denoiser(Protocol):
-    """Any callable (x_t [B, C, H, W], t int64 [B]) -> Prediction."""
+    """Any callable (x_t [B, C, H, W], t float64 [B]) -> Prediction."""
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Prediction: ...
 
 
-class EpsDenoiser:
-    """A network that predicts the noise. Ho et al. 2020, eq. 11 solved for x0."""
+class NetworkDenoiser:
+    """A network on its path, with what it was trained to predict."""
 
-    def __init__(self, network: nn.Module, path: Path) -> None:
+    def __init__(self, network: nn.Module, path: GaussianPath, target: Target) -> None:
         self.network = network
         self.path = path
+        self.target = target
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
-        eps = self.network(x_t, t).to(x_t.dtype)
-        alpha, sigma = coefficients(self.path, t, x_t)
-        return Prediction(x0=(x_t - sigma * eps) / alpha, eps=eps)
+        convert = self.target.conversion(self.path, t)
+        conditioning = self.path.conditioning(t).to(x_t.dtype)
+        output = self.network(expand(convert.scale, x_t) * x_t, conditioning).to(x_t.dtype)
+        return Prediction(
+            x0=expand(convert.x0_x, x_t) * x_t + expand(convert.x0_out, x_t) * output,
+            eps=expand(convert.eps_x, x_t) * x_t + expand(convert.eps_out, x_t) * output,
+        )
 
 
-def coefficients(path: Path, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha(t) and sigma(t) in x's dtype, shaped to multiply x. t: int64 [B] -> two of [B, 1, 1, 1]."""
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    return path.alpha(t).to(x.dtype).view(shape), path.sigma(t).to(x.dtype).view(shape)
+def expand(factor: Tensor, x: Tensor) -> Tensor:
+    """A number for each image, in x's dtype and shaped to multiply x. factor: [B] -> [B, 1, 1, 1]."""
+    return factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def coefficients(path: GaussianPath, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha(t) and sigma(t) in x's dtype, shaped to multiply x. t: float64 [B] -> two of [B, 1, 1, 1]."""
+    return expand(path.alpha(t), x), expand(path.sigma(t), x)

@@ -1,41 +1,130 @@
-"""Time grids: at which steps a sampler evaluates the network.
+"""Time grids: at which times a sampler evaluates the network.
 
-A grid is a strictly falling list of steps from T - 1; the samplers add the data's own t = -1 behind it.
+A grid is a falling list of times; samplers add the data's own time behind it. On a path of T steps the grids that are
+even in t visit whole steps; `karras` and `lambda_uniform`, which are even in the noise level, fall between them.
 """
 
-from typing import Literal, get_args
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Literal
 
-Grid = Literal["uniform", "quadratic"]
-GRIDS: tuple[Grid, ...] = get_args(Grid)
+import torch
+
+from .discrete_paths import DiscretePath
+from .gaussian_path import GaussianPath
+
+Grid = Literal["uniform", "trailing", "leading", "linspace", "karras", "lambda_uniform", "quadratic", "quadratic_paper"]
+
+_RHO = 7.0
 
 
-def time_grid(grid: Grid, T: int, steps: int) -> list[int]:
-    """`steps` distinct times in [0, T), falling from T - 1. ValueError unless 1 <= steps <= T."""
-    if not 1 <= steps <= T:
-        raise ValueError(f"a path of T = {T} steps has no grid of {steps}; ask for 1 to {T} steps")
-    rising = _uniform(T, steps) if grid == "uniform" else _quadratic(T, steps)
-    return rising[::-1]
+def time_grid(grid: Grid, path: GaussianPath, steps: int) -> list[float]:
+    """`steps` times from the noisiest to the cleanest. ValueError where this path has no such grid."""
+    if steps < 1 or (isinstance(path, DiscretePath) and steps > path.T):
+        most = f"1 to {path.T}" if isinstance(path, DiscretePath) else "1 or more"
+        length = f" of T = {path.T} steps" if isinstance(path, DiscretePath) else ""
+        raise ValueError(f"a path{length} has no grid of {steps}; ask for {most} steps")
+    return _GRIDS[grid](path, steps)[::-1]
 
 
-def _uniform(T: int, S: int) -> list[int]:
-    """tau_i = floor(i T / S), i = 1..S, counted from 1. Song et al. 2021 (DDIM), appendix D.2, with c = T / S.
+def _uniform(path: GaussianPath, S: int) -> list[float]:
+    """Equal gaps that end at the data: tau_i = i T / S, i = 1..S, rounded down. Song et al. 2021 (DDIM), appendix D.2.
 
-    Their published code counts 0, T/S, 2T/S, ... instead and so never visits the noisiest steps.
+    Their published code counts 0, T/S, 2T/S, ... instead and so never visits the noisiest steps; that is `leading`.
     """
-    return [(i * T) // S - 1 for i in range(1, S + 1)]
+    if isinstance(path, DiscretePath):
+        return [i * path.T // S - 1.0 for i in range(1, S + 1)]
+    return [path.t_max * i / S for i in range(1, S + 1)]
 
 
-def _quadratic(T: int, S: int) -> list[int]:
-    """tau_i = (T - 1) (i / (S - 1))^2, i = 0..S-1, rounded and pushed up where two would coincide.
+def _trailing(path: GaussianPath, S: int) -> list[float]:
+    """Like uniform, but rounded to the nearest step. Lin et al. 2023, table 2."""
+    if isinstance(path, DiscretePath):
+        return [round(Fraction(i * path.T, S)) - 1.0 for i in range(1, S + 1)]
+    return _uniform(path, S)
 
-    After Song et al. 2021 (DDIM), appendix D.2, who used it for CIFAR-10; their code stops at 0.8 T and repeats the
-    first steps. The pushing never overshoots: tau_i + (S - 1 - i) is convex in i, so it is largest at its ends, S - 1
-    and T - 1.
+
+def _leading(path: GaussianPath, S: int) -> list[float]:
+    """Equal gaps from the cleanest time up; the noisiest times are not visited. Lin et al. 2023, table 2."""
+    if isinstance(path, DiscretePath):
+        return [float(i * (path.T // S)) for i in range(S)]
+    return [path.t_min + (path.t_max - path.t_min) * i / S for i in range(S)]
+
+
+def _linspace(path: GaussianPath, S: int) -> list[float]:
+    """Equal gaps from the cleanest time to the noisiest, both included. Nichol & Dhariwal 2021, section 4."""
+    times = [path.t_min + (path.t_max - path.t_min) * share for share in _shares(S)]
+    return [float(round(t)) for t in times] if isinstance(path, DiscretePath) else times
+
+
+def _quadratic(path: GaussianPath, S: int) -> list[float]:
+    """Gaps that grow evenly, both ends included; on T steps rounded, and pushed up where two would coincide.
+
+    After Song et al. 2021 (DDIM), appendix D.2, who used it for CIFAR-10; see `quadratic_paper` for their code. The
+    pushing never overshoots: tau_i + (S - 1 - i) is convex in i, so it is largest at its ends, S - 1 and T - 1.
     """
-    if S == 1:
-        return [T - 1]
-    steps: list[int] = []
-    for i in range(S):
-        tau = round((T - 1) * (i / (S - 1)) ** 2)
-        steps.append(max(tau, steps[-1] + 1) if steps else tau)
+    times = [path.t_min + (path.t_max - path.t_min) * share**2 for share in _shares(S)]
+    if not isinstance(path, DiscretePath):
+        return times
+    steps: list[float] = []
+    for t in times:
+        steps.append(max(float(round(t)), steps[-1] + 1) if steps else float(round(t)))
     return steps
+
+
+def _quadratic_paper(path: GaussianPath, S: int) -> list[float]:
+    """Song et al. 2021 (DDIM), published code: it ends at 0.8 T, and repeats the cleanest steps where S is large."""
+    if isinstance(path, DiscretePath):
+        return [float(math.floor(Fraction(4 * path.T, 5) * share**2)) for share in _exact_shares(S)]
+    return [max(path.t_min, 0.8 * path.t_max * share**2) for share in _shares(S)]
+
+
+def _karras(path: GaussianPath, S: int) -> list[float]:
+    """Even in (sigma / alpha)^(1 / 7). Karras et al. 2022, eq. 5."""
+    lowest, highest = ((-lam).exp() ** (1 / _RHO) for lam in _lambda_ends("karras", path))
+    noise_to_data = (lowest + (highest - lowest) * torch.tensor(_shares(S), dtype=torch.float64)) ** _RHO
+    return _within(path, -noise_to_data.log())
+
+
+def _lambda_uniform(path: GaussianPath, S: int) -> list[float]:
+    """Even in lambda = log(alpha / sigma). Lu et al. 2022 (DPM-Solver), section 3.4."""
+    highest, lowest = _lambda_ends("lambda_uniform", path)
+    return _within(path, highest + (lowest - highest) * torch.tensor(_shares(S), dtype=torch.float64))
+
+
+def _lambda_ends(grid: str, path: GaussianPath) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lambda at t_min and at t_max."""
+    if path.loses_image:
+        raise ValueError(
+            f"grid {grid} is even in the noise level, which is infinite where alpha = 0, as at the noisy end of this "
+            "path; use uniform"
+        )
+    at_min, at_max = path.lam(torch.tensor([path.t_min, path.t_max], dtype=torch.float64, device="cpu"))
+    return at_min, at_max
+
+
+def _within(path: GaussianPath, lam: torch.Tensor) -> list[float]:
+    """The times of these lambdas; rounding carries none beyond the path's ends."""
+    return [float(t) for t in path.time(lam).clamp(path.t_min, path.t_max)]
+
+
+def _exact_shares(S: int) -> list[Fraction]:
+    """0 to 1 in S points; the only point of one is 1, the noisy end."""
+    return [Fraction(i, S - 1) for i in range(S)] if S > 1 else [Fraction(1)]
+
+
+def _shares(S: int) -> list[float]:
+    return [float(share) for share in _exact_shares(S)]
+
+
+_GRIDS: dict[Grid, Callable[[GaussianPath, int], list[float]]] = {
+    "uniform": _uniform,
+    "trailing": _trailing,
+    "leading": _leading,
+    "linspace": _linspace,
+    "karras": _karras,
+    "lambda_uniform": _lambda_uniform,
+    "quadratic": _quadratic,
+    "quadratic_paper": _quadratic_paper,
+}

@@ -2,15 +2,24 @@
 
 from torch import Tensor, nn
 
-from .denoiser import coefficients
-from .paths import Path
+from .denoiser import expand
+from .gaussian_path import GaussianPath
+from .targets import Target
+from .weightings import Weighting
 
 
-def simple_loss(network: nn.Module, path: Path, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Mean squared error of the predicted noise, an image at a time. Ho et al. 2020, eq. 14.
+def denoising_loss(
+    network: nn.Module, path: GaussianPath, target: Target, weighting: Weighting, x0: Tensor, t: Tensor, eps: Tensor
+) -> Tensor:
+    """Weighted mean squared error of the network's output, an image at a time.
 
-    x0, eps: [B, C, H, W]; t: int64 [B] in [0, T) -> float32 [B].
+    With target eps and weighting simple it is Ho et al. 2020, eq. 14. x0, eps: [B, C, H, W]; t: float64 [B] between the
+    path's t_min and t_max -> float32 [B].
     """
-    alpha, sigma = coefficients(path, t, x0)
-    predicted: Tensor = network(alpha * x0 + sigma * eps, t)
-    return (predicted.float() - eps).square().flatten(1).mean(1)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    convert = target.conversion(path, t)
+    x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+    wanted = expand(convert.out_x0, x0) * x0 + expand(convert.out_eps, x0) * eps
+    output: Tensor = network(expand(convert.scale, x0) * x_t, path.conditioning(t).to(x0.dtype))
+    error = (output.float() - wanted).square().flatten(1).mean(1)
+    return weighting.of_output(alpha, sigma, convert.x0_out).to(error.dtype) * error

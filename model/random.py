@@ -57,9 +57,9 @@ def words(seed: int, stream: Stream, index: Tensor, n: int, step: int = 0) -> Te
     return drawn.flatten(1)[:, :n]
 
 
-def integers(seed: int, stream: Stream, index: Tensor, high: int) -> Tensor:
-    """Uniform integers in [0, high), high <= 2^31; bias below high / 2^32. index: int64 [B] -> int64 [B]."""
-    return (words(seed, stream, index, 1)[:, 0] * high) >> 32
+def uniform(seed: int, stream: Stream, index: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), multiples of 2^-32 plus a half of that. index: int64 [B] -> float64 [B]."""
+    return (words(seed, stream, index, 1)[:, 0].double() + 0.5) * 2.0**-32
 
 
 def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:

@@ -3,18 +3,21 @@
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .ddpm_unet import DDPMUNet
-from .denoiser import EpsDenoiser
+from .denoiser import NetworkDenoiser
 from .images import to_uint8
 from .paths import Path
 from .random import Stream, normal
 from .record import Record
+from .sampler import State
 from .samplers import Sampler
+from .targets import Eps, Target
 
 Network = DDPMUNet  # the choice of networks; a second one makes it a union on `kind`
 
@@ -27,9 +30,16 @@ class ModelSpec(Record):
     channels: int = Field(ge=1)
     """1: grey, 3: RGB."""
     network: Network
-    """The network that predicts the noise."""
+    """The network."""
     path: Path
     """How data become noise."""
+    target: Target = Eps()
+    """What the network predicts."""
+
+    @model_validator(mode="after")
+    def _target_is_regular(self) -> Self:
+        self.target.check(self.path)
+        return self
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -42,20 +52,23 @@ class ModelSpec(Record):
 
 
 @torch.inference_mode()
-def trajectory(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Iterator[Tensor]:
-    """x_t of every image: the initial noise, then after each step. Image i depends on seed i alone.
+def trajectory(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Iterator[State]:
+    """Time and x_t of every image: the initial noise, then after each step. Image i depends on seed i alone.
 
-    seeds: int64 [N] >= 0, on the network's device. Yields float32 [N, C, H, W], steps + 1 times; the last is the image.
+    seeds: int64 [N] >= 0, on the network's device. The states are float32 [N, C, H, W]; the last are the images.
     """
-    x = normal(0, Stream.INITIAL_NOISE, seeds, spec.image_shape)
+    sampler.check(spec.path)
+    start = sampler.start(spec.path)
+    x = spec.path.prior_std(start) * normal(0, Stream.INITIAL_NOISE, seeds, spec.image_shape)
     step_noise = partial(_step_noise, seeds, spec.image_shape)
-    yield x
-    yield from sampler.trajectory(EpsDenoiser(network.eval(), spec.path), spec.path, x, step_noise)
+    yield State(start, x)
+    denoiser = NetworkDenoiser(network.eval(), spec.path, spec.target)
+    yield from sampler.trajectory(denoiser, spec.path, x, step_noise)
 
 
 def generate(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Tensor:
     """The images of `seeds`. seeds: int64 [N] >= 0, on the network's device -> uint8 [N, H, W, C]."""
-    (x,) = deque(trajectory(spec, sampler, network, seeds), maxlen=1)  # the states before the last are not kept
+    ((_, x),) = deque(trajectory(spec, sampler, network, seeds), maxlen=1)  # the states before the last are not kept
     if not x.isfinite().all():
         raise FloatingPointError("images are not finite: NaN has no grey level")
     return to_uint8(x)

@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .terminal import Terminal, console_for, print_error, quiet_libraries
@@ -43,9 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(options: argparse.Namespace) -> None:
     if options.command == "keys":
-        from .keys import print_keys
+        from .keys import choices_markdown, print_keys
 
-        print_keys(Config, console_for(sys.stdout))
+        if options.choices:
+            print(choices_markdown(Config), end="")
+        else:
+            print_keys(Config, console_for(sys.stdout))
+        return
+    if options.command == "sweep":
+        _sweep(options)
         return
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
@@ -57,9 +64,28 @@ def _execute(options: argparse.Namespace) -> None:
     from .flow import STAGES, run_flow
 
     until = STAGES[-1] if options.command == "run" else options.command
-    try:
+    with _disk_errors(config):
         run_flow(config, Terminal(), until)
-    except OSError as error:  # a disk that is full, a folder that may not be written to
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .combinations import combine
+
+    combinations = combine(options.file, options.overrides)
+    config = combinations[0].config
+    _send_ray_token(config.cluster.address)
+    from .sweep import run_sweep
+
+    with _disk_errors(config):
+        run_sweep(combinations, Terminal())
+
+
+@contextmanager
+def _disk_errors(config: Config) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written to, is no fault of the program."""
+    try:
+        yield
+    except OSError as error:
         raise PipelineError(f"{error} (output is {config.output}); mend it, and the same command goes on") from error
 
 
@@ -82,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": "all stages",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
+        "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
     }
     for name, summary in with_file.items():
         command = commands.add_parser(name, help=summary, description=summary)
@@ -89,11 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides",
             nargs="*",
-            metavar="key=value",
+            metavar="key=value" if name != "sweep" else "key=value[,value...]",
             help="instead of what the file says, e.g. train.images=1_000_000",
         )
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
+    keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)
     return parser
 

@@ -1,4 +1,4 @@
-"""Everything that a resumed training needs, on disk: weights, average, optimizer, and the number of images seen.
+"""Everything that a resumed training needs, on disk: weights, average, optimizer, losses, the number of images seen.
 
 A checkpoint is a folder; `manifest.json` is written last and holds the sha256 of the other files, so that a folder
 without a manifest, or with other bytes than it says, is never mistaken for a checkpoint. Nothing in it is a pickle of
@@ -16,20 +16,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from model import EMA
+from model import EMA, LossHistory
 
 from .curve import Point
 from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
-NETWORK, AVERAGE, OPTIMIZER, MANIFEST = (
-    "network.safetensors",
-    "ema.safetensors",
-    "optimizer.pt",
-    "manifest.json",
-)
+NETWORK, AVERAGE, HISTORY = "network.safetensors", "ema.safetensors", "history.safetensors"
+OPTIMIZER, MANIFEST = "optimizer.pt", "manifest.json"
 CHECKPOINTS, START = "checkpoints", "start"  # folders: of the attempt that is under way, and what it began from
 
 
@@ -43,19 +39,24 @@ class TrainState:
     images_seen: int = 0
     curve: list[Point] = field(default_factory=list)
     """Its points so far, on rank 0: a kill may keep the last ones from the driver's file."""
+    history: LossHistory | None = None
+    """Where the times depend on the losses so far."""
 
     def save(self, folder: Path, identity: str) -> None:
         """Writes the state into the empty `folder`. identity: digest of the configuration that it belongs to."""
         # save_file would keep the files from every other user of a shared disk
-        (folder / NETWORK).write_bytes(save(self.network.state_dict()))
-        (folder / AVERAGE).write_bytes(save(self.ema.state_dict()))
+        tensors = {NETWORK: self.network.state_dict(), AVERAGE: self.ema.state_dict()}
+        if self.history is not None:
+            tensors[HISTORY] = self.history.state_dict()
+        for name, content in tensors.items():
+            (folder / name).write_bytes(save(content))
         torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
         manifest = {
             "format": FORMAT,
             "identity": identity,
             "images_seen": self.images_seen,
             "curve": self.curve,
-            "sha256": {name: sha256_of(folder / name) for name in (NETWORK, AVERAGE, OPTIMIZER)},
+            "sha256": {name: sha256_of(folder / name) for name in (*tensors, OPTIMIZER)},
         }
         write_json(folder / MANIFEST, manifest)
 
@@ -69,6 +70,8 @@ class TrainState:
             )
         self.network.load_state_dict(load_file(folder / NETWORK))
         self.ema.load_state_dict(load_file(folder / AVERAGE))
+        if self.history is not None:
+            self.history.load_state_dict(load_file(folder / HISTORY))
         self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
         self.images_seen = manifest["images_seen"]
         self.curve = manifest["curve"]

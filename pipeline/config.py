@@ -1,11 +1,24 @@
 """The schema of a run file: these records are the YAML, its checks, its help text and the objects that do the work."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from evaluation import Extractor
-from model import EMAConfig, ModelSpec, Network, Record, Sampler
+from model import (
+    EMAConfig,
+    Eps,
+    ModelSpec,
+    Network,
+    Record,
+    Sampler,
+    Simple,
+    Target,
+    TimeSampling,
+    UniformTimes,
+    Weighting,
+)
 from model import Path as GaussianPath  # not a file's
 
 from .keyroles import Resource
@@ -31,6 +44,10 @@ class TrainConfig(Record):
     """Gradients are scaled down to this global L2 norm; null: not clipped."""
     hflip: bool = False
     """Mirror each image left to right with probability 1/2; not for digits or text."""
+    weighting: Weighting = Simple()
+    """How much the error at each time counts in the loss."""
+    times: TimeSampling = UniformTimes()
+    """At which times the network is trained."""
     ema: EMAConfig = EMAConfig()
     """Average of the weights, from which images are sampled."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -112,9 +129,11 @@ class Config(Record):
     data: DataConfig
     """The images to learn from."""
     network: Network
-    """The network that predicts the noise."""
+    """The network."""
     path: GaussianPath
     """How images become noise."""
+    target: Target = Eps()
+    """What the network predicts."""
     train: TrainConfig
     """How long and how the network is trained; lengths are in images."""
     sample: SampleConfig
@@ -138,14 +157,16 @@ class Config(Record):
                 f"train.batch_size {self.train.batch_size} does not divide by "
                 f"train.num_workers {self.train.num_workers}; change one of them"
             )
-        try:
-            self.network.check_image_size(self.data.image_size)
-        except ValueError as error:
-            mistakes.append(f"network: {error}")
-        if self.sample.sampler.steps > self.path.T:
-            mistakes.append(
-                f"sample.sampler.steps {self.sample.sampler.steps} is above path.T {self.path.T}; lower sampler.steps"
-            )
+        checks: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("network", lambda: self.network.check_image_size(self.data.image_size)),
+            ("target", lambda: self.target.check(self.path)),
+            ("sample.sampler", lambda: self.sample.sampler.check(self.path)),
+        )
+        for section, check in checks:
+            try:
+                check()
+            except ValueError as error:
+                mistakes.append(f"{section}: {error}")
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -154,5 +175,9 @@ class Config(Record):
     def spec(self) -> ModelSpec:
         """The model without its weights."""
         return ModelSpec(
-            image_size=self.data.image_size, channels=self.data.channels, network=self.network, path=self.path
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            network=self.network,
+            path=self.path,
+            target=self.target,
         )

@@ -252,6 +252,7 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
         ),
         device_type=work.chunks.device_type,
         torch_fidelity=fidelity.VERSION,
+        network_evaluations=run.results["sample"].facts["network_evaluations"],
     )
     write_json(folder / PROTOCOL, protocol.model_dump(mode="json"))
     return {

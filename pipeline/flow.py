@@ -1,7 +1,8 @@
 """The flow, top to bottom: pack the images, train, sample, score, register. It is checked before anything is spent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from . import tracking
 from .cluster import connected
@@ -40,25 +41,38 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
     with ExitStack() as stack:
         stack.enter_context(exclusive(run.folder, "run"))
         write_text(run.folder / CONFIG, redacted(dump(config)))
-        pending = _recall(run, stages)
+        pending = recall(run, stages)
         if rest:
             with terminal.stage("start", str(run.folder)) as report:
-                check_answers(run.tracking_uri)
-                if any(stage.uses_cluster for stage in pending):
-                    run.cluster = stack.enter_context(connected(config.cluster))
-                    _check_resources(run)
-                    report.figure = str(run.cluster)
+                stack.enter_context(started([run], pending, report))
             reports.append(report)
-        reports.append(_advance(run, prepare))
+        reports.append(advance(run, prepare))
         if rest:
             check_prepared(run)
-            stack.enter_context(_tracked(run))
-            reports += [_advance(run, stage) for stage in rest]
+            params = tracking.flatten(config.model_dump(mode="json", by_alias=True))
+            run.tracked = stack.enter_context(tracked(run, run.folder, run.key, params))
+            reports += [advance(run, stage) for stage in rest]
     close(run, reports)
     return run
 
 
-def _recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+@contextmanager
+def started(runs: Sequence[Run], pending: Sequence[Stage], report: StageReport) -> Iterator[None]:
+    """MLflow answers, and where a pending stage needs a cluster, all runs are in the first one's until the end."""
+    first = runs[0]
+    check_answers(first.tracking_uri)
+    if not any(stage.uses_cluster for stage in pending):
+        yield
+        return
+    with connected(first.config.cluster) as cluster:
+        for run in runs:
+            run.cluster = cluster
+        _check_resources(first)
+        report.figure = str(cluster)
+        yield
+
+
+def recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
     """Fills in the results that are there, from the first stage on. -> the stages that remain."""
     for done, stage in enumerate(stages):
         result = stage.recall(run)
@@ -74,7 +88,7 @@ def _check_resources(run: Run) -> None:
     run.joined.require(run.processes, "cluster.num_samplers")
 
 
-def _advance(run: Run, stage: Stage) -> StageReport:
+def advance(run: Run, stage: Stage) -> StageReport:
     """Recalls or computes one stage and shows it."""
     result = run.results.get(stage.name) or stage.recall(run)
     with run.terminal.stage(stage.name) as report:
@@ -88,34 +102,34 @@ def _advance(run: Run, stage: Stage) -> StageReport:
 
 
 @contextmanager
-def _tracked(run: Run) -> Iterator[None]:
-    """The MLflow run around the stages. It follows the training curve; its end waits for the curve's last point."""
+def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iterator[tracking.TrackedRun]:
+    """The MLflow run of `folder`, around the stages. It follows the training curve and waits for the last point."""
     config, data = run.config, run.results["prepare"].facts
-    run.tracked = tracking.open_run(
+    page = tracking.open_run(
         run.tracking_uri,
         config.tracking.experiment,
-        run.folder.name,
-        run.folder,
-        tracking.flatten(config.model_dump(mode="json", by_alias=True)),
-        {"run_key": run.key, "data_digest": data["data_digest"]},
+        folder.name,
+        folder,
+        params,
+        {"run_key": key, "data_digest": data["data_digest"]},
     )
-    run.tracked.log_inputs(
+    page.log_inputs(
         config.data.source.kind,
         data["data_digest"],
         str(run.results["prepare"].folder),
         {"train": data["train_images"], "heldout": data["heldout_images"]},
     )
     train = next(stage for stage in FLOW if stage.name == "train")
-    follower = MetricsFollower(run.tracked, train.folder(run) / CURVE)
+    follower = MetricsFollower(page, train.folder(run) / CURVE)
     try:
-        yield
+        yield page
         follower.close(_FLUSH_S)
-        run.tracked.finish("FINISHED")
+        page.finish("FINISHED")
     except BaseException as error:
         with _best_effort():
             follower.close(timeout_s=5)
         with _best_effort():
-            run.tracked.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            page.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
 
 

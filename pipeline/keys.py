@@ -214,6 +214,18 @@ def _first_line(section: type[BaseModel]) -> str:
     return (section.__doc__ or "").strip().partition("\n")[0]
 
 
+def choices_markdown(schema: type[BaseModel]) -> str:
+    """A Markdown table of everything that a file may choose between: kinds, and keys that take one of several words."""
+    table: dict[str, dict[str, str]] = {}
+    for row in key_table(schema):
+        key, is_choice = row.key.removesuffix(".kind"), row.key.endswith(".kind")
+        if not row.default if is_choice else "|" in row.type and "true" not in row.type:
+            words = ", ".join(f"`{word}`" for word in row.type.removesuffix(" or null").split("|"))
+            table.setdefault(key, {}).setdefault(words, row.help.replace("|", r"\|"))
+    rows = [f"| `{key}` | {words} | {text} |" for key, choices in table.items() for words, text in choices.items()]
+    return "\n".join(["| key | choice | what |", "|---|---|---|", *rows]) + "\n"
+
+
 def print_keys(schema: type[BaseModel], console: Console) -> None:
     """The table, section by section, each section's kinds after its own keys; long help wraps."""
     rows = key_table(schema)
@@ -238,7 +250,8 @@ def _print_row(row: KeyRow, key_width: int, console: Console) -> None:
         console.print(Text(f"  {row.kind}", style="bold"))
     else:
         default = f"default {row.default}" if row.default != "required" else row.default
-        facts = [row.type, default, "resource"] if row.role == "resource" else [row.type, default]
+        words = row.type.replace("|", " | ")  # a line may then break between them
+        facts = [words, default, "resource"] if row.role == "resource" else [words, default]
         line = Table.grid()
         line.add_column(width=key_width + 2, overflow="fold", style="cyan")
         line.add_column(overflow="fold")

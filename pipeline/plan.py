@@ -27,11 +27,12 @@ def plan(config: Config) -> dict[str, str]:
         "run": run.folder.name,
         "data": f"{config.data.source.kind}, {shape}, {config.data.heldout_fraction:.0%} held out",
         "network": f"{config.network.kind}, {parameters(config):,} parameters",
-        "path": f"{config.path.kind}, {config.path.T:,} steps",
+        "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}",
         "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}: {train.num_workers} x "
-        f"{train.batch_size // train.num_workers}; precision {train.precision}",
-        "sample": f"{sample.images:,} images by {sample.sampler.kind}, {sample.sampler.steps} network evaluations "
-        f"each, in chunks of {sample.chunk_images}",
+        f"{train.batch_size // train.num_workers}; weighting {train.weighting.kind}, times {train.times.kind}; "
+        f"precision {train.precision}",
+        "sample": f"{sample.images:,} images by {sample.sampler.kind}, {_evaluations(config)}, in chunks of "
+        f"{sample.chunk_images}",
         "evaluate": f"{config.evaluate.extractor.kind} features",
         "register": config.register_.model_name,
         "cluster": f"{config.cluster.address}, {config.cluster.cpus_per_worker} CPU for each process, "
@@ -39,6 +40,11 @@ def plan(config: Config) -> dict[str, str]:
         "tracking": redacted(run.tracking_uri),
         "output": str(run.folder),
     }
+
+
+def _evaluations(config: Config) -> str:
+    count = config.sample.sampler.evaluations(config.path)
+    return "network evaluations as it finds necessary" if count is None else f"{count:,} network evaluations each"
 
 
 def parameters(config: Config) -> int:

@@ -42,7 +42,8 @@ class Register(Stage):
         assert run.tracked is not None
         package = self._package(run, folder)
         speeds = {name: run.results[stage].facts["images_per_s"] for name, stage in _SPEEDS.items()}
-        run.tracked.log_metrics(speeds, package.trained_images, package.trained_ms)
+        evaluations = {"network_evaluations": run.results["sample"].facts["network_evaluations"]}
+        run.tracked.log_metrics(speeds | evaluations, package.trained_images, package.trained_ms)
         run.tracked.log_files([package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
         registered = register(run.tracked, package, run.config.register_.model_name)

@@ -2,10 +2,12 @@
 
 Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch of B, the last one too, whose surplus
 is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole
-or absent.
+or absent, and says how often the network was called for it.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from model import ModelSpec, generate, time_grid, to_uint8, trajectory
+from model import ModelSpec, generate, to_uint8, trajectory
 
 from .checkpoint import SPEC, WEIGHTS
 from .config import SampleConfig
@@ -34,6 +37,7 @@ class Sample(Stage):
     """Draws `sample.images` images; chunks that exist already are kept."""
 
     name = "sample"
+    format = 2
 
     def identity(self, run: Run) -> Any:
         return {
@@ -66,13 +70,14 @@ class Sample(Stage):
                 result_of(actors[0].draw_strip.remote(folder / STRIP))
         return {
             "images": config.images,
+            "network_evaluations": chunks.network_evaluations(),
             "images_per_s": round(to_draw / seconds, 1) if missing else None,
             "device_type": device,
         }
 
     def figure(self, facts: Facts) -> str:
         speed = "" if facts["images_per_s"] is None else f", {facts['images_per_s']:,.0f} images/s"
-        return f"{facts['images']:,} images{speed}"
+        return f"{facts['images']:,} images of {facts['network_evaluations']:,.4g} network evaluations{speed}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Chunks:
         """The chunk's images, uint8 [images_of, H, W, C]. DataError where the file is missing or damaged."""
         path = self.path(chunk)
         try:
-            seeds, images = read_arrays(path, "seeds", "images")
+            seeds, images, _ = read_arrays(path, "seeds", "images", "network_evaluations")
         except DataError as error:
             raise DataError(f"{error}; {self._remedy}") from None
         expected = self.seeds(chunk)[: self.images_of(chunk)]
@@ -135,6 +140,28 @@ class Chunks:
         last = -(-images // self.config.chunk_images)
         return np.concatenate([self.read(chunk) for chunk in range(last)])[:images]
 
+    def network_evaluations(self) -> float:
+        """Calls of the network for each image, mean over the whole set. DataError where a chunk is missing."""
+        chunks = range(self.count)
+        each = [float(read_arrays(self.path(chunk), "network_evaluations")[0]) for chunk in chunks]
+        return float(np.average(each, weights=[self.images_of(chunk) for chunk in chunks]))
+
+
+@contextmanager
+def images_counted(network: nn.Module) -> Iterator[Callable[[], int]]:
+    """Yields a function that says how many images the network has been given since, repeats counted."""
+    counted = 0
+
+    def count(_network: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal counted
+        counted += len(output)
+
+    hook = network.register_forward_hook(count)
+    try:
+        yield lambda: counted
+    finally:
+        hook.remove()
+
 
 class Drawer:
     """Runs as an actor: loads the weights once and draws chunks."""
@@ -156,20 +183,25 @@ class Drawer:
         """Draws and writes one chunk."""
         seeds = self.chunks.seeds(chunk)
         try:
-            images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
+            with images_counted(self.network) as count:
+                images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
         except FloatingPointError as error:
             raise TrainingError(
                 f"sample: seeds from {seeds[0]}: {error}; the training went astray: lower train.learning_rate, "
                 f"or set sample.sampler.clip to x0"
             ) from None
         kept = self.chunks.images_of(chunk)
-        write_arrays(self.chunks.path(chunk), images=images[:kept].cpu().numpy(), seeds=seeds[:kept])
+        write_arrays(
+            self.chunks.path(chunk),
+            images=images[:kept].cpu().numpy(),
+            seeds=seeds[:kept],
+            network_evaluations=np.array(count() / len(seeds)),
+        )
 
     def draw_strip(self, path: Path) -> None:
         """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
         seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
         states = list(trajectory(self.spec, self.sampler, self.network, seeds))
-        times = [*time_grid(self.sampler.grid, self.spec.path.T, self.sampler.steps), -1]
         shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
-        frames = np.stack([to_uint8(states[number]).cpu().numpy() for number in shown])
-        write_arrays(path, frames=frames, times=np.array(times)[shown])
+        frames = np.stack([to_uint8(states[number].x).cpu().numpy() for number in shown])
+        write_arrays(path, frames=frames, times=np.array([states[number].t for number in shown]))

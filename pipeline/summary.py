@@ -32,6 +32,7 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "reasons": evaluated["reasons"],
         "primary_score": evaluated["primary_score"],
         "images": results["sample"].facts["images"],
+        "network_evaluations": results["sample"].facts["network_evaluations"],
         "extractor": evaluated["extractor"],
         "protocol": read_json(results["evaluate"].folder / PROTOCOL),
         "protocol_digest": evaluated["protocol_digest"],

@@ -140,11 +140,17 @@ Show = Callable[[Progress], None]
 
 
 class Terminal:
-    """Writes to standard output, or to `console`. clock: seconds, monotonic."""
+    """Writes to standard output, or to `console`. clock: seconds, monotonic.
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    brief: for many short stages; in a log, progress is lines while it goes on and none at its end.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, brief: bool = False
+    ) -> None:
         self.console = console or console_for(sys.stdout)
         self._clock = clock
+        self._brief = brief
 
     @contextmanager
     def stage(self, name: str, note: str = "") -> Iterator[StageReport]:
@@ -174,7 +180,12 @@ class Terminal:
         try:
             yield progress
         finally:
-            lines.last(progress)
+            if not self._brief:
+                lines.last(progress)
+
+    def line(self, text: str) -> None:
+        """One line, indented like the figure of a stage."""
+        self._line(f"  {text}")
 
     def closing_table(self, reports: Sequence[StageReport]) -> None:
         """Every stage with its time and figure, and the time of all."""
@@ -184,11 +195,15 @@ class Terminal:
             ("stage", "time", "result"),
             *((name, duration(seconds), text) for name, seconds, text in rows),
         ]
-        name_width, time_width = (max(len(row[column]) for row in cells) for column in (0, 1))
+        self.table(cells, "<><")
+
+    def table(self, rows: Sequence[Sequence[str]], align: str) -> None:
+        """Rows as columns that line up, the first row their headings. align: `<` or `>` for each column."""
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         self._line()
-        for number, (name, time_words, text) in enumerate(cells):
-            line = f"{name:<{name_width}}   {time_words:>{time_width}}   {text}".rstrip()
-            self._line((line, "bold" if number == 0 else ""))
+        for number, row in enumerate(rows):
+            cells = (f"{text:{side}{width}}" for text, side, width in zip(row, align, widths, strict=True))
+            self._line(("   ".join(cells).rstrip(), "bold" if number == 0 else ""))
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """What to know at the end, a line each; long paths stay whole, to be copied."""

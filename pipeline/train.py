@@ -39,6 +39,7 @@ class Train(Stage):
     """Trains by DDP, from the last checkpoint where there is one, and keeps the averaged weights."""
 
     name = "train"
+    format = 2
 
     def identity(self, run: Run) -> Any:
         return {

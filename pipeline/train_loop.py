@@ -27,7 +27,7 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import EMA, ModelSpec, Stream, integers, normal, simple_loss, to_unit_range, words
+from model import EMA, ModelSpec, Stream, Times, denoising_loss, normal, to_unit_range, words
 
 from .checkpoint import TrainState
 from .config import TrainConfig
@@ -89,7 +89,8 @@ class Worker:
         network = job.spec.build().to(device)
         self.parameters = list(network.parameters())  # to walk the modules at every step costs a millisecond
         optimizer = torch.optim.Adam(self.parameters, lr=0.0, fused=True)
-        self.state = TrainState(network, optimizer, EMA(network))
+        history = job.train.times.new_history()
+        self.state = TrainState(network, optimizer, EMA(network), history=history.to(device) if history else None)
         self.step_network = self._parallel(network)
         self.loss, self.gradient_norm = _mean(device), _mean(device)
 
@@ -153,17 +154,19 @@ class Worker:
 
     def _step(self, position: int, images: Tensor) -> None:
         """One optimizer step on the global batch, of which `images` is this worker's share."""
-        config, state = self.config, self.state
+        config, state, spec = self.config, self.state, self.job.spec
         self._seed_dropout(position)
         positions = torch.arange(position, position + len(images), device=self.device)
         x0 = to_unit_range(images.to(self.device, non_blocking=True))
         if config.hflip:
             x0 = flip(x0, config.seed, positions)
-        t = integers(config.seed, Stream.TIME, positions, self.job.spec.path.T)
-        eps = normal(config.seed, Stream.NOISE, positions, self.job.spec.image_shape)
+        times = self._times(position - self.rank * self.local_batch_size)
+        mine = slice(self.rank * self.local_batch_size, (self.rank + 1) * self.local_batch_size)
+        eps = normal(config.seed, Stream.NOISE, positions, spec.image_shape)
 
         with self._autocast():
-            loss = simple_loss(self.step_network, self.job.spec.path, x0, t, eps).mean()
+            losses = denoising_loss(self.step_network, spec.path, spec.target, config.weighting, x0, times.t[mine], eps)
+        loss = (losses * times.importance[mine]).mean()
         state.optimizer.zero_grad()
         loss.backward()
         limit = math.inf if config.clip_norm is None else config.clip_norm
@@ -175,6 +178,23 @@ class Worker:
         state.ema.update(self.parameters, config.ema.decay(state.images_seen, config.batch_size))
         self.loss.update(loss.detach())
         self.gradient_norm.update(norm)
+        if state.history is not None and times.interval is not None:
+            state.history.add(times.interval, self._of_all_workers(losses.detach()))
+
+    def _times(self, first: int) -> Times:
+        """Of the global batch that begins at this position: alike on all workers, who may share a history of losses."""
+        config = self.config
+        positions = torch.arange(first, first + config.batch_size, device=self.device)
+        shares = config.times.shares(config.seed, positions, config.batch_size)
+        return config.times.times(self.job.spec.path, shares, self.state.history)
+
+    def _of_all_workers(self, values: Tensor) -> Tensor:
+        """The values of the global batch, in its order. [local_batch] -> [batch]."""
+        if self.world_size == 1:
+            return values
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        torch.distributed.all_gather(gathered, values)
+        return torch.cat(gathered)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.precision

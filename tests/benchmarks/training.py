@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch.nn.functional import mse_loss
 
-from model import to_unit_range
+from model import VPCosine, to_unit_range
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.flow import run_flow
@@ -38,6 +38,7 @@ def bare_loop(config: Config, images: torch.Tensor, seconds: float) -> float:
     torch.set_num_threads(2)
     network = config.spec.build()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.learning_rate)
+    assert isinstance(config.path, VPCosine)
     alpha_bar = config.path.alpha_bar(torch.arange(config.path.T)).float()
     data, batch = to_unit_range(images), config.train.batch_size
 

@@ -5,10 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from evaluation.errors import EvaluationError
-from evaluation.pictures import _running_mean, denoising_strip, image_grid, loss_curve, real_and_generated
+from evaluation.pictures import (
+    COLORS,
+    _apart,
+    _running_mean,
+    denoising_strip,
+    image_grid,
+    loss_curve,
+    quality_against_evaluations,
+    real_and_generated,
+)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -67,7 +78,7 @@ def test_strip_shows_an_image_a_row_and_a_state_a_column(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 2, 8, 8, 1)])
 def test_strip_without_a_time_for_each_state_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(EvaluationError, match=re.escape(f"frames {list(shape)} and 3 timesteps")):
+    with pytest.raises(EvaluationError, match=re.escape(f"frames {list(shape)} and 3 times")):
         denoising_strip(np.zeros(shape, dtype=np.uint8), [2, 1, -1], tmp_path / "strip.png")
 
 
@@ -120,3 +131,47 @@ def test_running_mean_of_a_straight_line_is_itself_inside() -> None:
 def test_loss_curve_without_losses_is_refused(tmp_path: Path, seen: list[float], loss: list[float], match: str) -> None:
     with pytest.raises(EvaluationError, match=match):
         loss_curve(seen, loss, tmp_path / "loss.png")
+
+
+def count_of(picture: np.ndarray, color: str) -> int:
+    return int((picture == np.frombuffer(bytes.fromhex(color[1:]), np.uint8)).all(axis=2).sum())
+
+
+@pytest.mark.parametrize("count", [1, 8, 30])
+def test_every_series_is_drawn_and_named_in_its_colour(tmp_path: Path, count: int) -> None:
+    series = {f"sampler {number}": [(20, 2 + number), (5, 9 + number)] for number in range(count)}
+    quality_against_evaluations(series, "fid", tmp_path / "sweep.png", ("held-out images", 1.5))
+    picture = pixels(tmp_path / "sweep.png")
+    names = picture[:, 800:]
+    for color in COLORS[:count]:
+        assert count_of(picture, color) > 100
+        assert count_of(names, color) > 20
+
+
+def test_the_order_of_points_does_not_matter_and_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    quality_against_evaluations({"a": [(5, 3), (10, 2), (50, 1)]}, "fid", tmp_path / "plain.png")
+    mixed = {"a": [(50.0, 1.0), (5.0, 3.0), (20.0, np.inf), (10.0, 2.0)], "b": [(1.0, np.nan)]}
+    quality_against_evaluations(mixed, "fid", tmp_path / "mixed.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "plain.png"), pixels(tmp_path / "mixed.png"))
+
+
+@pytest.mark.parametrize(("series", "count"), [({}, 0), ({"a": [(5.0, np.nan)], "b": [(5.0, np.inf)]}, 2)])
+def test_a_plot_without_scores_is_refused(
+    tmp_path: Path, series: dict[str, list[tuple[float, float]]], count: int
+) -> None:
+    with pytest.raises(EvaluationError, match=f"sweep.png: none of {count} values of fid is a number"):
+        quality_against_evaluations(series, "fid", tmp_path / "sweep.png")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_names_keep_their_order_their_distance_and_the_page(heights: list[float]) -> None:
+    moved = np.array(_apart(heights, 0.05))
+    order = np.argsort(heights, kind="stable")
+    assert (np.diff(moved[order]) >= 0.05 - 1e-9).all()
+    assert (moved >= 0).all()
+    assert (moved <= 1 + 1e-9).all()
+
+
+def test_names_that_have_room_stay_where_they_are_and_others_move_alike() -> None:
+    assert _apart([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
+    assert _apart([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])

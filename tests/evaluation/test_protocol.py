@@ -15,6 +15,7 @@ PROTOCOL = Protocol(
     reference=Reference(data_digest="b" * 64, split="train", images=1437),
     device_type="cpu",
     torch_fidelity="0.4.0",
+    network_evaluations=50.0,
 )
 
 
@@ -63,6 +64,13 @@ def test_a_missing_option_differs_from_null() -> None:
     with_null = changed(sampler={**PROTOCOL.sampler, "clip": None})
     assert with_null.digest != PROTOCOL.digest
     assert differences(PROTOCOL, with_null) == ["sampler clip: absent against None"]
+
+
+def test_what_was_measured_keeps_no_two_scores_apart_and_is_stored() -> None:
+    other = changed(network_evaluations=87.3)
+    assert other.digest == PROTOCOL.digest
+    assert differences(PROTOCOL, other) == []
+    assert Protocol.model_validate_json(other.model_dump_json()).network_evaluations == 87.3
 
 
 def test_protocol_read_back_from_its_json_is_the_same() -> None:

@@ -1,16 +1,27 @@
-"""diffusers' schedulers with float64 tables, by the formulas of their own that they store as float32."""
+"""diffusers' schedulers with float64 tables: by their own formulas, which they store as float32, or by our path."""
 
 import math
+import warnings
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
-Scheduler = DDIMScheduler | DDPMScheduler
+from model import GaussianPath
+from model.sampler import Point
+
 SCHEDULES = {"vp_linear": "linear", "vp_cosine": "squaredcos_cap_v2"}
 """Our path's kind -> their beta_schedule."""
 
 
-def in_float64(scheduler: Scheduler) -> Scheduler:
+def theirs(name: str, **options: Any) -> Any:
+    """The scheduler of diffusers with this name, whose types say too little."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, at their np.array(tensor)
+        return getattr(diffusers, name)(**options)
+
+
+def in_float64(scheduler: Any) -> Any:
     """The scheduler, its tables computed again; T of a few thousand loses four digits in float32."""
     config = scheduler.config
     if config.beta_schedule == "linear":
@@ -21,6 +32,31 @@ def in_float64(scheduler: Scheduler) -> Scheduler:
     scheduler.betas, scheduler.alphas = betas, 1 - betas
     scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
     return scheduler
+
+
+def on_points(scheduler: Any, points: list[Point], twice: bool = False) -> Any:
+    """A scheduler that steps in sigma / alpha, on our grid; `twice` for two evaluations a step, the last but one.
+
+    Theirs are float32, and interpolated between whole steps.
+    """
+    levels = torch.tensor([point.sigma / point.alpha for point in points], dtype=torch.float64)
+    times = torch.tensor([point.t for point in points[:-1]], dtype=torch.float64)
+    if twice:
+        levels = torch.cat((levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]))
+        times = torch.cat((times[:1], times[1:].repeat_interleave(2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, at their np.array(tensor)
+        scheduler.set_timesteps(len(points) - 1)
+    assert len(scheduler.sigmas) == len(levels)
+    assert len(scheduler.timesteps) == len(times)
+    scheduler.sigmas, scheduler.timesteps = levels, times
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+def betas_as_theirs(path: GaussianPath) -> str:
+    """Their name of the path's schedule."""
+    return SCHEDULES[path.model_dump()["kind"]]
 
 
 def _cosine_betas(T: int) -> torch.Tensor:

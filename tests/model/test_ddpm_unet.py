@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import DDPMUNet, VPLinear, simple_loss
+from model import DDPMUNet, Simple, VPLinear, denoising_loss
 from model.ddpm_unet import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, UNet
+from model.targets import Eps
 
 NARROW = DDPMUNet(base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,))
 NEVER_MOVES = "query_key_value.1.bias"
@@ -49,7 +50,7 @@ def test_fresh_network_predicts_almost_nothing() -> None:
 def test_fresh_network_starts_with_the_loss_of_predicting_zero() -> None:
     network = NARROW.build(image_size=8, channels=3)
     x0, eps = torch.rand(64, 3, 8, 8) * 2 - 1, torch.randn(64, 3, 8, 8)
-    loss = simple_loss(network, VPLinear(), x0, torch.arange(0, 960, 15), eps)
+    loss = denoising_loss(network, VPLinear(), Eps(), Simple(), x0, torch.arange(0, 960, 15).double(), eps)
     torch.testing.assert_close(loss, eps.square().mean((1, 2, 3)), rtol=1e-3, atol=0)
 
 

@@ -1,6 +1,7 @@
 """Draws are those of Philox4x32-10, have the right distribution, and depend on nothing but their index."""
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import Stream, integers, normal, philox, words
+from model import Stream, normal, philox, uniform, words
 from model import random as model_random
 
 WORD = st.integers(0, 2**32 - 1)
@@ -87,8 +88,8 @@ def test_splitting_the_batch_splits_the_draws_bitwise(indices: list[int], cut: i
 
 
 def test_draws_change_with_seed_stream_index_and_step() -> None:
-    base = {"seed": 1, "stream": Stream.NOISE, "index": torch.tensor([1]), "n": 4, "step": 1}
-    others = [
+    base: dict[str, Any] = {"seed": 1, "stream": Stream.NOISE, "index": torch.tensor([1]), "n": 4, "step": 1}
+    others: list[dict[str, Any]] = [
         {"seed": 2},
         {"seed": 1 + (1 << 32)},
         {"stream": Stream.TIME},
@@ -97,7 +98,7 @@ def test_draws_change_with_seed_stream_index_and_step() -> None:
         {"step": 2},
         {"step": 2**24 - 1},
     ]
-    drawn = [tuple(words(**base | other)[0].tolist()) for other in [{}, *others]]  # type: ignore[arg-type]
+    drawn = [tuple(words(**base | other)[0].tolist()) for other in [{}, *others]]
     assert len(set(drawn)) == len(drawn)
 
 
@@ -161,18 +162,27 @@ def test_odd_sizes_have_the_asked_shape_and_distinct_numbers(shape: tuple[int, .
     assert len(drawn.unique()) == drawn.numel()
 
 
-def test_integers_are_uniform() -> None:
-    counts = integers(0, Stream.TIME, torch.arange(100_000), 10).bincount(minlength=10)
-    chi_squared = ((counts - 10_000).square() / 10_000).sum().item()
-    assert chi_squared < 27.9  # 9 degrees of freedom; exceeded by one seed in a thousand
+def test_uniform_draws_are_the_words_over_two_to_the_32() -> None:
+    index = torch.tensor([0, 1, 2**40, 2**62])
+    drawn = uniform(5, Stream.TIME, index)
+    assert (drawn.dtype, drawn.shape) == (torch.float64, (4,))
+    assert drawn.tolist() == [(word + 0.5) / 2**32 for (word,) in words(5, Stream.TIME, index, 1).tolist()]
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(1, 2**31))
-def test_integers_lie_below_their_bound(index: int, high: int) -> None:
-    (drawn,) = integers(0, Stream.TIME, torch.tensor([index]), high).tolist()
-    assert 0 <= drawn < high
+def test_uniform_draws_pass_the_kolmogorov_smirnov_test() -> None:
+    drawn = uniform(0, Stream.TIME, torch.arange(DRAWS)).sort().values
+    steps = torch.arange(DRAWS + 1, dtype=torch.float64) / DRAWS
+    distance = max((drawn - steps[:-1]).max().item(), (steps[1:] - drawn).max().item())
+    assert distance < 1.95 / DRAWS**0.5  # exceeded by one seed in a thousand
 
 
-def test_integers_reach_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(INDICES, st.integers(0, 8))
+def test_splitting_the_batch_splits_the_uniform_draws_bitwise(indices: list[int], cut: int) -> None:
+    index = torch.tensor(indices)
+    parts = [uniform(3, Stream.TIME, part) for part in (index[:cut], index[cut:])]
+    assert torch.equal(torch.cat(parts), uniform(3, Stream.TIME, index))
+
+
+def test_uniform_draws_keep_away_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_random, "words", lambda *_: torch.tensor([[0], [2**32 - 1]]))
-    assert integers(0, Stream.TIME, torch.arange(2), 2**31).tolist() == [0, 2**31 - 1]
+    assert uniform(0, Stream.TIME, torch.arange(2)).tolist() == [2.0**-33, 1 - 2.0**-33]

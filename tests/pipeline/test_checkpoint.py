@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from model import EMA
+from model import EMA, LossHistory
 from pipeline.checkpoint import (
     CHECKPOINTS,
+    HISTORY,
     MANIFEST,
     NETWORK,
     OPTIMIZER,
@@ -56,6 +57,19 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
+def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
+    state, other = new_state(), new_state(seed=1)
+    state.history, other.history = LossHistory(4, 3), LossHistory(4, 3)
+    state.history.add(torch.tensor([0, 2, 2, 3]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    path = saved(tmp_path, 7, state)
+    other.load(path, "this")
+    assert torch.equal(other.history.losses, state.history.losses)
+    assert other.history.counts.tolist() == [1, 0, 2, 1]
+    (path / HISTORY).write_bytes(b"")
+    with pytest.raises(TrainingError, match=rf"{path / HISTORY}: sha256 .*; remove this damaged"):
+        verified_manifest(path)
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     with pytest.raises(TrainingError, match=r"belongs to another configuration \(identity this, expected that\)"):
@@ -73,7 +87,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(TrainingError, match="checkpoint format 99, this version reads 2"):
+    with pytest.raises(TrainingError, match="checkpoint format 99, this version reads 3"):
         verified_manifest(path)
 
 

@@ -107,6 +107,8 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     assert summary["train_images_per_s"] > 0  # type: ignore[operator]
     assert summary["sample_images_per_s"] > 0  # type: ignore[operator]
     assert summary["protocol"]["reference"]["images"] == 1_437  # type: ignore[index]
+    assert summary["network_evaluations"] == 25
+    assert summary["protocol"]["network_evaluations"] == 25  # type: ignore[index]
 
 
 def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Undisturbed) -> None:
@@ -152,6 +154,7 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["train.images"] == "9600"
     assert tracked.data.params["sample.sampler.eta"] == "0.5"
+    assert tracked.data.metrics["network_evaluations"] == 25
     curve = client.get_metric_history(tracked.info.run_id, "loss")
     assert [point.step for point in curve] == [800 * number for number in range(1, 13)]
     assert curve[-1].value < curve[0].value / 2

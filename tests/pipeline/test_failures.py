@@ -37,7 +37,14 @@ CONFIG = {
         "attention_sizes": [8],
     },
     "path": {"kind": "vp_cosine"},
-    "train": {"images": 4_800, "batch_size": 32, "num_workers": 2, "checkpoint_images": 2_400, "log_images": 200},
+    "train": {
+        "images": 4_800,
+        "batch_size": 32,
+        "num_workers": 2,
+        "times": {"kind": "loss_second_moment", "intervals": 10},  # whose state must survive, too
+        "checkpoint_images": 2_400,
+        "log_images": 200,
+    },
     "sample": {"images": 60, "chunk_images": 5, "sampler": {"kind": "ddim", "steps": 20}},
     "evaluate": {"extractor": {"kind": "classifier"}},
     "register": {"model_name": "tiny"},

@@ -37,7 +37,19 @@ def test_parts_that_do_not_fit_are_named_with_their_numbers(
     code, message = refused(capsys, "check", *digits, "train.batch_size=127", "sample.sampler.steps=2000")
     assert code == 2
     assert "train.batch_size 127 does not divide by train.num_workers 2" in message
-    assert "sample.sampler.steps 2000 is above path.T 1000" in message
+    assert "sample.sampler: a path of T = 1000 steps has no grid of 2000; ask for 1 to 1000 steps" in message
+
+
+def test_choices_that_contradict_each_other_are_refused_at_check(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    choices = ["path.kind=rectified_flow", "sample.sampler.grid=karras"]
+    code, message = refused(capsys, "check", *digits, *choices)
+    assert code == 2
+    assert "2 mistakes" in message
+    assert "target: the noise (eps) does not tell the image where alpha = 0" in message
+    assert "sample.sampler: grid karras is even in the noise level" in message
+    assert "use uniform" in message
 
 
 def test_a_network_too_deep_for_the_image_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:

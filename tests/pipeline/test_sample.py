@@ -12,7 +12,7 @@ from pipeline.checkpoint import SPEC, WEIGHTS
 from pipeline.config import SampleConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import write_arrays
-from pipeline.sample import Chunks, Drawer
+from pipeline.sample import Chunks, Drawer, images_counted
 
 MODEL = ModelSpec(
     image_size=8,
@@ -55,7 +55,7 @@ def test_the_last_chunk_is_drawn_whole_and_kept_in_part(tmp_path: Path) -> None:
 
 def test_a_damaged_chunk_is_refused_and_then_removed_to_be_drawn_again(tmp_path: Path) -> None:
     chunks = chunks_in(tmp_path)
-    write_arrays(chunks.path(0), images=np.zeros((3, 8, 8, 1), np.uint8), seeds=chunks.seeds(0))
+    drawer(tmp_path, chunks).draw(0)
     content = chunks.path(0).read_bytes()
     chunks.path(0).write_bytes(content[:-50])
     with pytest.raises(DataError, match=r"chunk-000000-cpu\.npz: no whole file of seeds, images.*remove .*done\.json"):
@@ -66,7 +66,8 @@ def test_a_damaged_chunk_is_refused_and_then_removed_to_be_drawn_again(tmp_path:
 
 def test_a_chunk_of_other_seeds_is_refused(tmp_path: Path) -> None:
     chunks = chunks_in(tmp_path)
-    write_arrays(chunks.path(1), images=np.zeros((3, 8, 8, 1), np.uint8), seeds=chunks.seeds(0))
+    images, evaluations = np.zeros((3, 8, 8, 1), np.uint8), np.array(2.0)
+    write_arrays(chunks.path(1), images=images, seeds=chunks.seeds(0), network_evaluations=evaluations)
     with pytest.raises(DataError, match=r"3 images of seeds from \[100\], expected 3 from \[103\]; remove"):
         chunks.read(1)
 
@@ -76,3 +77,32 @@ def test_images_that_are_not_finite_are_refused_rather_than_written(tmp_path: Pa
     with pytest.raises(TrainingError, match=r"seeds from 103: images are not finite.*lower train\.learning_rate"):
         drawer(tmp_path, chunks, fill=float("nan")).draw(1)
     assert not chunks.path(1).exists()
+
+
+def test_calls_of_the_network_are_counted_and_not_taken_from_the_configuration(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    worker = drawer(tmp_path, chunks)
+    for chunk in range(chunks.count):
+        worker.draw(chunk)
+    assert chunks.network_evaluations() == 2
+    worker.sampler = DDIM(steps=9)  # as an adaptive sampler might on the last chunk, of one image
+    worker.draw(2)
+    assert chunks.network_evaluations() == pytest.approx((3 * 2 + 3 * 2 + 1 * 9) / 7)
+
+
+def test_a_batch_of_two_halves_counts_both_and_nothing_is_counted_afterwards() -> None:
+    network = torch.nn.Linear(1, 1)
+    with images_counted(network) as count:
+        assert count() == 0
+        network(torch.zeros(4, 1))
+        network(torch.zeros(8, 1))
+    network(torch.zeros(4, 1))
+    assert count() == 12
+
+
+def test_a_chunk_that_does_not_say_its_network_evaluations_is_drawn_again(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    write_arrays(chunks.path(0), images=np.zeros((3, 8, 8, 1), np.uint8), seeds=chunks.seeds(0))
+    assert not chunks.is_whole(0)
+    with pytest.raises(DataError, match=r"chunk-000000-cpu\.npz: no whole file of network_evaluations"):
+        chunks.network_evaluations()

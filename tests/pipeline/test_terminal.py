@@ -192,6 +192,25 @@ def test_the_closing_table_lines_up_and_sums() -> None:
     ]
 
 
+def test_a_table_lines_up_by_the_longest_cell_and_ends_no_line_in_blanks() -> None:
+    log = Log()
+    log.terminal.table([["sampler", "fid"], ["[ddim]", "1,234"], ["unipc", ""]], "<>")
+    assert log.lines == ["", "sampler     fid", "[ddim]    1,234", "unipc"]
+
+
+def test_brief_progress_leaves_no_line_unless_it_takes_long() -> None:
+    log = Log()
+    brief = Terminal(log.terminal.console, log.clock, brief=True)
+    for seconds in (3, 12):
+        with brief.progress(100, "images") as progress:
+            progress.update(0)
+            log.clock.now_s += seconds
+            progress.update(50)
+            progress.update(100)
+    brief.line("1 of 1: [done]")
+    assert log.lines == ["  50 of 100 images, 4.17 images/s, 12 s left", "  1 of 1: [done]"]
+
+
 def test_a_long_path_stays_on_one_line() -> None:
     log = Log()
     path = "/a/" + "long/" * 50

@@ -1,0 +1,110 @@
+"""Samplers that walk DDPM's Markov chain backwards, or the chains with the same marginals: DDPM, DDIM, Langevin."""
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .gaussian_path import GaussianPath
+from .grids import Grid
+from .sampler import GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
+
+
+class Ancestral(GridSampler):
+    """DDPM's own sampler: draw from the reverse Markov chain. Ho et al. 2020, algorithm 2 and eq. 7.
+
+    With fewer steps than T, beta is that of the steps taken together. No noise is added in the last step, so the rule
+    for fixed_large's variance at t = 0 in Ho et al.'s code concerns likelihoods only.
+    """
+
+    order: ClassVar[int] = 1
+    kind: Literal["ancestral"] = "ancestral"
+    steps: int = Field(1000, ge=1)
+    """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
+    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
+    """Variance of a step: beta_tilde (the posterior's) or beta; the DDPM paper reports fixed_large for CIFAR-10."""
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        for now, after in self.pairs(path):
+            x = posterior_mean(now, after, x, denoiser(x, now.times(x)).x0)
+            if after.sigma > 0:
+                small = self.variance == "fixed_small"
+                std = posterior_std(now, after) if small else math.sqrt(max(transition_variance(now, after), 0.0))
+                x = x + std * noise(now.number)
+            yield State(after.t, x)
+
+
+class DDIM(GridSampler):
+    """Denoising diffusion implicit models. Song, Meng & Ermon 2021, eq. 12 and 16."""
+
+    order: ClassVar[int] = 1
+    kind: Literal["ddim"] = "ddim"
+    grid: Grid = "quadratic"
+    """Where the steps lie; the DDIM paper's CIFAR-10 figures need quadratic (theirs is quadratic_paper)."""
+    eta: float = Field(0.0, ge=0, le=1)
+    """0: deterministic; 1: as much noise as ancestral sampling adds between these steps."""
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        for now, after in self.pairs(path):
+            prediction = denoiser(x, now.times(x))
+            std = self.eta * posterior_std(now, after)
+            x = after.alpha * prediction.x0 + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * prediction.eps
+            if std > 0:
+                x = x + std * noise(now.number)
+            yield State(after.t, x)
+
+    def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
+        """From images x [B, C, H, W] to the noise that `trajectory` (eta 0) turns into about them, along the same grid.
+
+        The same steps backwards, with the prediction at the cleaner end of each; the first, from the data, where a
+        network has nothing to say, takes the one at the grid's cleanest time. Song et al. 2021 (DDIM), section 4.3.
+        """
+        self.check(path)
+        *noisier, cleanest, _ = self.points(path)
+        prediction = denoiser(x, cleanest.times(x))
+        x = cleanest.alpha * x + cleanest.sigma * prediction.eps
+        yield State(cleanest.t, x)
+        now = cleanest
+        for after in reversed(noisier):
+            prediction = denoiser(x, now.times(x))
+            x = after.alpha * prediction.x0 + after.sigma * prediction.eps
+            now = after
+            yield State(after.t, x)
+
+
+class PredictorCorrector(GridSampler):
+    """Langevin steps at each time, then one of ancestral sampling. Song et al. 2021, algorithms 2 to 5.
+
+    Step sizes follow from each image's own norms; theirs are means over the batch, which tie its images together.
+    """
+
+    order: ClassVar[int] = 1
+    kind: Literal["predictor_corrector"] = "predictor_corrector"
+    steps: int = Field(500, ge=1)
+    """Number of times, with 1 + corrector_steps evaluations of the network at each; at most T on a path of T steps."""
+    corrector_steps: int = Field(1, ge=0)
+    """Langevin steps at each time."""
+    snr: float = Field(0.16, gt=0)
+    """Ratio of the score's to the noise's norm in a Langevin step; Song et al. tune 0.01 to 0.2."""
+
+    def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
+        return self.steps * (1 + self.corrector_steps)
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        draws = 1 + self.corrector_steps
+        for now, after in self.pairs(path):
+            for step in range(self.corrector_steps):
+                x = self._langevin(denoiser, now, x, noise(now.number * draws + step))
+            x = posterior_mean(now, after, x, denoiser(x, now.times(x)).x0)
+            if after.sigma > 0:
+                x = x + posterior_std(now, after) * noise(now.number * draws + self.corrector_steps)
+            yield State(after.t, x)
+
+    def _langevin(self, denoiser: Denoiser, point: Point, x: Tensor, z: Tensor) -> Tensor:
+        score = -denoiser(x, point.times(x)).eps / point.sigma
+        norms = [part.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for part in (z, score)]
+        size: Tensor = 2 * (self.snr * norms[0] / norms[1]) ** 2
+        return x + size * score + (2 * size).sqrt() * z

@@ -1,0 +1,37 @@
+"""Keeping the predicted image within its range while sampling."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, Prediction, coefficients
+from .gaussian_path import GaussianPath
+
+Clip = Literal["none", "x0", "x0_and_eps", "dynamic", "dynamic_and_eps"]
+"""x0: clipped to [-1, 1]; dynamic: clipped to its own 99.5th percentile and scaled back; ..._and_eps: the noise is then
+recomputed as the one that belongs to the clipped image."""
+
+_PERCENTILE = 0.995
+
+
+def clipped(denoiser: Denoiser, path: GaussianPath, clip: Clip) -> Denoiser:
+    """The denoiser, its image kept in range."""
+    if clip == "none":
+        return denoiser
+
+    def clipping(x_t: Tensor, t: Tensor) -> Prediction:
+        prediction = denoiser(x_t, t)
+        x0 = _threshold(prediction.x0) if clip.startswith("dynamic") else prediction.x0.clamp(-1, 1)
+        if not clip.endswith("_and_eps"):
+            return Prediction(x0, prediction.eps)
+        alpha, sigma = coefficients(path, t, x_t)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return clipping
+
+
+def _threshold(x0: Tensor) -> Tensor:
+    """Dynamic thresholding, an image at a time. Saharia et al. 2022, section 2.3."""
+    limit = torch.quantile(x0.abs().flatten(1), _PERCENTILE, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+    return x0.clamp(-limit, limit) / limit

@@ -1,0 +1,191 @@
+"""Samplers that solve the probability-flow ODE by one-step methods: Euler, Heun, and Runge-Kutta of adaptive step."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .denoiser import Denoiser, expand
+from .gaussian_path import GaussianPath
+from .grids import Grid
+from .sampler import GridSampler, NoiseSource, Point, SamplerBase, State, StraightLine
+
+
+class _EDMSampler(GridSampler):
+    """A sampler that may add noise before each step. Karras et al. 2022, algorithm 2."""
+
+    grid: Grid = "karras"
+    """Where the steps lie."""
+    s_churn: float = Field(0.0, ge=0)
+    """Noise added in all steps together; 0: deterministic. Karras et al. 2022, table 5, has values for their models."""
+    s_min: float = Field(0.0, ge=0)
+    """No noise is added where sigma / alpha is below."""
+    s_max: float | None = Field(None, gt=0)
+    """No noise is added where sigma / alpha is above; null: no upper limit."""
+    s_noise: float = Field(1.0, gt=0)
+    """Factor on the added noise; theirs is 1.003 to 1.007, against lost detail."""
+
+    def check(self, path: GaussianPath) -> None:
+        super().check(path)
+        if self.s_churn > 0 and path.loses_image:
+            raise ValueError(
+                "s_churn raises sigma / alpha, which is infinite at the noisy end of this path; set it to 0"
+            )
+
+    def _churned(self, now: Point, path: GaussianPath, x: Tensor, noise: NoiseSource) -> tuple[Point, Tensor]:
+        """Algorithm 2, lines 4 to 6: back to a higher noise level; on T steps no higher than the last one's."""
+        level = now.sigma / now.alpha if now.alpha else math.inf
+        highest = math.inf if self.s_max is None else self.s_max
+        if self.s_churn == 0 or not self.s_min <= level <= highest:
+            return now, x
+        gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
+        t = float(path.time(torch.tensor(-math.log(level * (1 + gamma)), dtype=torch.float64, device="cpu")))
+        alpha, sigma = path.at(t)
+        added = max((sigma / alpha) ** 2 - level**2, 0.0)
+        x = alpha / now.alpha * x + alpha * math.sqrt(added) * self.s_noise * noise(now.number)
+        return replace(now, t=t, alpha=alpha, sigma=sigma, lam=math.log(alpha / sigma)), x
+
+
+class Euler(_EDMSampler):
+    """Euler's method on the probability-flow ODE; without churn, DDIM with eta 0. Karras et al. 2022, section 4."""
+
+    order: ClassVar[int] = 1
+    kind: Literal["euler"] = "euler"
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        line = StraightLine(path)
+        for start, after in self.pairs(path):
+            now, x = self._churned(start, path, x, noise)
+            slope = line.slope(denoiser(x, now.times(x)))
+            length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
+            y = x / line.scale(now.alpha, now.sigma) + length * slope
+            x = line.scale(after.alpha, after.sigma) * y
+            yield State(after.t, x)
+
+
+class Heun(_EDMSampler):
+    """Heun's method on the probability-flow ODE, Euler's for the step to the data. Karras et al. 2022, algorithm 2.
+
+    In the variables of `StraightLine`: on a path whose sigma / alpha grows very large, such as vp_cosine, a grid that
+    is even in t spoils its first step; take lambda_uniform or karras.
+    """
+
+    order: ClassVar[int] = 2
+    kind: Literal["heun"] = "heun"
+    steps: int = Field(18, ge=1)
+    """Number of steps, with two evaluations of the network each, but for the last; at most T on a path of T steps."""
+
+    def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
+        return 2 * self.steps - 1
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        line = StraightLine(path)
+        for start, after in self.pairs(path):
+            now, x = self._churned(start, path, x, noise)
+            slope = line.slope(denoiser(x, now.times(x)))
+            length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
+            y = x / line.scale(now.alpha, now.sigma)
+            scale = line.scale(after.alpha, after.sigma)
+            x = scale * (y + length * slope)
+            if after.sigma > 0:
+                x = scale * (y + length * (slope + line.slope(denoiser(x, after.times(x)))) / 2)
+            yield State(after.t, x)
+
+
+# Coefficients of Dormand & Prince 1980, table 2 (RK5(4)7M): rows of stages, and what the two orders differ by.
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+_MOST_TRIES = 10_000
+
+
+class RK45(SamplerBase):
+    """Runge-Kutta of order 5 with adaptive steps on the probability-flow ODE, then one step to the data.
+
+    Dormand & Prince 1980, as Song et al. 2021, appendix D.4, use it. Each image has steps of its own, so that none
+    depends on its batch; the batch is evaluated until its last image has arrived, which one look a step finds out.
+    """
+
+    order: ClassVar[int] = 5
+    kind: Literal["rk45"] = "rk45"
+    rtol: float = Field(1e-4, gt=0)
+    """Error allowed in a step, relative to the image scaled by the path."""
+    atol: float = Field(1e-4, gt=0)
+    """Error allowed in a step, in units of the images' [-1, 1]."""
+
+    def check(self, path: GaussianPath) -> None:
+        """Any path will do."""
+
+    def start(self, path: GaussianPath) -> float:
+        return path.t_max
+
+    def evaluations(self, path: GaussianPath) -> None:  # noqa: ARG002  # the base class's signature
+        return None
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002
+        for state in self._integrate(denoiser, path, x, path.t_max, path.t_min):
+            x = state.x
+            yield state
+        yield State(
+            path.t_data, denoiser(x, torch.full((len(x),), path.t_min, dtype=torch.float64, device=x.device)).x0
+        )
+
+    def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
+        """From images x [B, C, H, W], taken to be at t_min, to the noise at t_max that `trajectory` turns into them."""
+        return self._integrate(denoiser, path, x, path.t_min, path.t_max)
+
+    def _integrate(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, start: float, end: float
+    ) -> Iterator[State]:
+        """The state after each try. FloatingPointError where the steps do not arrive."""
+        line = StraightLine(path)
+
+        def slope(tau: Tensor, y: Tensor) -> Tensor:
+            t = line.time(tau).clamp(path.t_min, path.t_max)
+            return line.slope(denoiser(expand(line.scale(path.alpha(t), path.sigma(t)), y) * y, t))
+
+        first, last = (line.tau(*path.at(t)) for t in (start, end))
+        tau = torch.full((len(x),), first, dtype=torch.float64, device=x.device)
+        h = torch.full_like(tau, math.copysign(first / 10, last - first))
+        y = x / line.scale(*path.at(start))
+        k = slope(tau, y)
+        for _ in range(_MOST_TRIES):
+            h = torch.where(h.abs() > (last - tau).abs(), last - tau, h)  # 0 for an image that has arrived
+            proposal, k_proposal, error = _dormand_prince(slope, tau, y, k, h)
+            allowed = self.atol + self.rtol * torch.maximum(y.abs(), proposal.abs())
+            norm = (error / allowed).double().square().flatten(1).mean(1).sqrt()
+            accepted = norm <= 1
+            tau = torch.where(accepted, torch.where(h == last - tau, last, tau + h), tau)
+            y = torch.where(expand(accepted, y) > 0, proposal, y)
+            k = torch.where(expand(accepted, y) > 0, k_proposal, k)
+            h = h * (0.9 * norm**-0.2).clamp(0.2, 10)
+            t = line.time(tau).clamp(path.t_min, path.t_max)
+            yield State(float(t.mean()), expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
+            finite, arrived = torch.stack((norm.isfinite().all(), (tau == last).all())).tolist()
+            if arrived:
+                return
+            if not finite:
+                break
+        raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {float(t.mean()):.4g}")
+
+
+def _dormand_prince(
+    slope: Callable[[Tensor, Tensor], Tensor], tau: Tensor, y: Tensor, k: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Y at tau + h, the slope there, and the estimated error of y. k: the slope at tau; tau, h: float64 [B]."""
+    slopes, width = [k], expand(h, y)
+    for row in _STAGES:
+        proposal = y + width * sum(weight * each for weight, each in zip(row, slopes, strict=True))
+        slopes.append(slope(tau + sum(row) * h, proposal))
+    error = width * sum(weight * each for weight, each in zip(_ERROR, slopes, strict=True))
+    return proposal, slopes[-1], error

@@ -1,0 +1,162 @@
+"""What samplers share: the points of their time grid with all coefficients, and the states that they pass through.
+
+A sampler is a record of its options with one method, `trajectory(denoiser, path, x, noise)`, a pure function of its
+arguments. Coefficients are Python floats, computed once per grid, so that a sampler's loop never waits for the device.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, NamedTuple, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .clipping import Clip, clipped
+from .denoiser import Denoiser, Prediction
+from .gaussian_path import GaussianPath
+from .grids import Grid, time_grid
+from .record import Record
+
+NoiseSource = Callable[[int], Tensor]
+"""Number of the draw, from 0 -> standard normal noise shaped like x."""
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+class State(NamedTuple):
+    """x at one time of the way from noise to image."""
+
+    t: float
+    """The path's time; of an adaptive sampler the mean over the images of the batch."""
+    x: Tensor
+    """[B, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One time of a grid and what the path says there."""
+
+    number: int
+    """0 for the noisiest."""
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
+    """log(alpha / sigma); inf at the data, -inf where nothing is left of the image."""
+
+    def times(self, x: Tensor) -> Tensor:
+        """This time for every image of x. -> float64 [B]."""
+        return torch.full((len(x),), self.t, dtype=torch.float64, device=x.device)
+
+
+class SamplerBase(Record):
+    """From noise to images. Options that every sampler has, and what it declares of itself."""
+
+    order: ClassVar[int]
+    """Of convergence in the number of steps; of samplers that add noise, that of the distribution's moments."""
+
+    kind: str
+    clip: Clip = "x0_and_eps"
+    """How the predicted image is kept in range. x0: clipped to [-1, 1]; dynamic: clipped to its own 99.5th percentile
+    and scaled back; with _and_eps the predicted noise is recomputed to fit."""
+
+    def check(self, path: GaussianPath) -> None:
+        """ValueError where this sampler cannot walk along the path."""
+        raise NotImplementedError  # each sampler states its own
+
+    def start(self, path: GaussianPath) -> float:
+        """The time of the noise that `trajectory` wants, whose standard deviation is `path.prior_std` of it."""
+        raise NotImplementedError  # each sampler states its own
+
+    def evaluations(self, path: GaussianPath) -> int | None:
+        """Calls of the network for each image; None where it depends on the images."""
+        raise NotImplementedError  # each sampler states its own
+
+    def trajectory(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        """From x [B, C, H, W], noise at time `start`, to the images: yields the state after each step.
+
+        The last is at t_data. ValueError where `check` has one.
+        """
+        self.check(path)
+        return self._walk(clipped(denoiser, path, self.clip), path, x, noise)
+
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        raise NotImplementedError  # each sampler states its own
+
+
+class GridSampler(SamplerBase):
+    """A sampler that steps from point to point of a grid, and from its last point to the data."""
+
+    steps: int = Field(50, ge=1)
+    """Number of steps; at most T on a path of T steps."""
+    grid: Grid = "uniform"
+    """Where the steps lie."""
+
+    def check(self, path: GaussianPath) -> None:
+        time_grid(self.grid, path, self.steps)
+
+    def start(self, path: GaussianPath) -> float:
+        return time_grid(self.grid, path, self.steps)[0]
+
+    def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # some need it
+        return self.steps
+
+    def points(self, path: GaussianPath) -> list[Point]:
+        """The grid from its noisiest point on, with the data as its last one."""
+        times = torch.tensor([*time_grid(self.grid, path, self.steps), path.t_data], dtype=torch.float64, device="cpu")
+        columns = (times, path.alpha(times), path.sigma(times), path.lam(times))
+        return [Point(number, *row) for number, row in enumerate(torch.stack(columns, dim=1).tolist())]
+
+    def pairs(self, path: GaussianPath) -> Iterator[tuple[Point, Point]]:
+        """Each step's beginning and end, from the noisiest to the data."""
+        return pairwise(self.points(path))
+
+
+def transition_variance(now: Point, after: Point) -> float:
+    """Variance that the path adds between the cleaner point `after` and `now`. Kingma et al. 2021, appendix A.1."""
+    return now.sigma**2 - (now.alpha / after.alpha) ** 2 * after.sigma**2
+
+
+def posterior_std(now: Point, after: Point) -> float:
+    """Std of x at the cleaner point given x now and x0. Ho et al. 2020, eq. 7; Song et al. 2021 (DDIM), eq. 16."""
+    return after.sigma / now.sigma * math.sqrt(max(transition_variance(now, after), 0.0))
+
+
+def posterior_mean(now: Point, after: Point, x: Tensor, x0: Tensor) -> Tensor:
+    """Mean of x at the cleaner point given x now and x0. Ho et al. 2020, eq. 7, for any path."""
+    ratio = now.alpha / after.alpha
+    return (after.alpha * transition_variance(now, after) * x0 + ratio * after.sigma**2 * x) / now.sigma**2
+
+
+class StraightLine:
+    """Variables in which denoising is a straight line wherever the prediction stays: y = x / scale against tau.
+
+    x / alpha against sigma / alpha, as in EDM (Karras et al. 2022, eq. 4); where the path loses the image, and that is
+    infinite, x / (alpha + sigma) against sigma / (alpha + sigma), as in rectified flow. Euler's method is DDIM in both.
+    Works on floats and on tensors.
+    """
+
+    def __init__(self, path: GaussianPath) -> None:
+        self.path = path
+        self._flow = path.loses_image
+
+    def scale(self, alpha: Number, sigma: Number) -> Number:
+        """X / y."""
+        return alpha + sigma if self._flow else alpha
+
+    def tau(self, alpha: Number, sigma: Number) -> Number:
+        """Falls to 0 at the data."""
+        return sigma / self.scale(alpha, sigma)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The path's time at tau > 0. float64, like tau."""
+        noise_to_data = tau / (1 - tau) if self._flow else tau
+        return self.path.time(-noise_to_data.log())
+
+    def slope(self, prediction: Prediction) -> Tensor:
+        """Dy / dtau."""
+        return prediction.eps - prediction.x0 if self._flow else prediction.eps

@@ -1,0 +1,274 @@
+"""A sweep on a real Ray cluster and a real MLflow store: killed, finished, compared, logged, found again."""
+
+import csv
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from model import DDIM
+from pipeline.combinations import combine
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.mlflow_store import connect
+from pipeline.sweep import Point, Sweep, _show, _write
+from pipeline.terminal import Terminal
+
+RUN_FILE = """\
+version: 1
+name: tiny
+data: {source: {kind: digits}, image_size: 8, channels: 1, heldout_fraction: 0.2}
+network: {kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4]}
+path: {kind: vp_cosine}
+train: {images: 640, batch_size: 32, learning_rate: 2.0e-3, log_images: 160}
+sample: {images: 30, chunk_images: 20, sampler: {kind: ddim, steps: 4, grid: uniform}}
+evaluate: {extractor: {kind: classifier, images: 4_000, width: 4, features: 16}}
+register: {model_name: ddpm-tiny}
+"""
+SWEPT = "sample.sampler={kind: ddim, steps: 2}, {kind: ddim, steps: 3}, {kind: ancestral, steps: 2}"
+ROWS = [("ddim", "2"), ("ddim", "3"), ("ancestral", "2")]
+
+
+def command(folder: Path, *overrides: str, verb: str = "sweep") -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        verb,
+        str(folder / "tiny.yaml"),
+        f"output={folder / 'outputs'}",
+        *overrides,
+    ]
+
+
+def run(folder: Path, *overrides: str, verb: str = "sweep") -> str:
+    """What the command printed."""
+    finished = subprocess.run(
+        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=200, cwd=folder, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout
+
+
+def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    folder = tmp_path_factory.mktemp(name)
+    (folder / "tiny.yaml").write_text(RUN_FILE)
+    return folder
+
+
+def times_of_results(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("outputs/stages/*/done.json")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep's folder and what it printed."""
+    folder = new_folder(tmp_path_factory, "swept")
+    return folder, run(folder, SWEPT)
+
+
+Swept = tuple[Path, str]
+
+
+def results(folder: Path) -> Path:
+    (found,) = folder.glob("outputs/tiny-sweep-*")
+    return found
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (results(folder) / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_combinations_share_one_checkpoint(swept: Swept) -> None:
+    stages = sorted(path.parent.name.partition("-")[0] for path in times_of_results(swept[0]))
+    assert stages == ["evaluate"] * 3 + ["prepare"] + ["sample"] * 3 + ["train"]
+
+
+def test_the_table_has_a_row_for_each_combination_with_measured_evaluations_and_all_scores(swept: Swept) -> None:
+    table = rows(swept[0])
+    assert [(row["sample.sampler.kind"], row["sample.sampler.steps"]) for row in table] == ROWS
+    assert [float(row["network_evaluations"]) for row in table] == [2, 3, 2]
+    assert {row["images"] for row in table} == {"30"}
+    assert {row["primary_score"] for row in table} == {"fid_classifier"}
+    assert len({row["protocol_digest"] for row in table}) == 3
+    for name in ("fid_classifier", "inception_score_classifier_mean", "fid_classifier_heldout", "confidence_samples"):
+        assert all(float(row[name]) > 0 for row in table), name
+
+
+def test_the_terminal_tells_each_combination_on_one_line_and_then_all_in_a_table_of_100_columns(swept: Swept) -> None:
+    lines = swept[1].splitlines()
+    assert "  1 of 3: ddim, steps 2: 2 network evaluations, fid_classifier " in swept[1]
+    assert "  3 of 3: ancestral, steps 2: 2 network evaluations, fid_classifier " in swept[1]
+    (heading,) = (line for line in lines if line.startswith("sampler"))
+    assert heading == "sampler     steps   network evaluations   fid_classifier   images/s"
+    below = lines[lines.index(heading) + 1 :][:3]
+    assert [tuple(line.split()[:2]) for line in below] == ROWS
+    assert any(line.startswith("fid_classifier_heldout") for line in lines)
+    assert max(len(line) for line in lines if str(swept[0]) not in line) <= 100
+
+
+def test_plot_and_configuration_lie_beside_the_table(swept: Swept) -> None:
+    folder = results(swept[0])
+    with Image.open(folder / "sweep.png") as picture:
+        assert picture.format == "PNG"
+        picture.load()
+    text = (folder / "config.yaml").read_text()
+    assert text.startswith("# The first of 3 combinations:\n# sample.sampler.kind=ddim  sample.sampler.steps=2\n")
+    assert load(folder / "config.yaml", [], Config).sample.sampler == DDIM(steps=2)
+
+
+def test_mlflow_has_one_run_with_a_line_for_each_series_and_no_model(swept: Swept) -> None:
+    folder, _ = swept
+    client = connect(f"sqlite:///{folder}/outputs/mlflow.db")
+    experiment = client.get_experiment_by_name("diffusion")
+    assert experiment is not None
+    (page,) = client.search_runs([experiment.experiment_id])
+    assert (page.info.run_name, page.info.status) == (results(folder).name, "FINISHED")
+    assert page.data.params["sample.sampler.kind"] == "ddim, ancestral"
+    assert page.data.params["sample.sampler.steps"] == "2, 3"
+    assert page.data.params["train.images"] == "640"
+    assert "sample.sampler.eta" not in page.data.params  # not every combination has one
+    table = rows(folder)
+    logged = {
+        (series, point.step, point.value)
+        for series in ("ddim", "ancestral")
+        for point in client.get_metric_history(page.info.run_id, f"fid_classifier/{series}")
+    }
+    assert logged == {
+        (row["sample.sampler.kind"], int(row["sample.sampler.steps"]), float(row["fid_classifier"])) for row in table
+    }
+    assert len(client.get_metric_history(page.info.run_id, "fid_classifier/ddim")) == 2  # each of them once
+    files = {file.path for file in client.list_artifacts(page.info.run_id)}
+    assert files == {"config.yaml", "sweep.csv", "sweep.png"}
+    assert not client.search_registered_models()
+
+
+def test_the_same_sweep_again_computes_nothing_and_logs_nothing_twice(swept: Swept) -> None:
+    folder, _ = swept
+    before, table = times_of_results(folder), rows(folder)
+    printed = run(folder, SWEPT, "train.num_workers=2")  # a resource: not part of what is computed
+    assert printed.count("found again") == 3
+    assert "Ray at" not in printed
+    assert times_of_results(folder) == before
+    assert rows(folder) == table
+    test_mlflow_has_one_run_with_a_line_for_each_series_and_no_model(swept)
+
+
+def test_a_run_of_one_combination_finds_what_the_sweep_computed(swept: Swept) -> None:
+    printed = run(swept[0], "sample.sampler.kind=ancestral", "sample.sampler.steps=2", verb="evaluate")
+    assert sum(line.startswith("  skipped: same inputs") for line in printed.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = new_folder(tmp_path_factory, "killed")
+    with subprocess.Popen(
+        command(folder, SWEPT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True
+    ) as driver:
+        deadline = time.monotonic() + 150
+        while not list(folder.glob("outputs/stages/evaluate-*/done.json")):
+            assert driver.poll() is None, "the sweep ended before it could be killed"
+            assert time.monotonic() < deadline, "no combination was scored"
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    before = times_of_results(folder)
+    assert len(before) == 4  # prepare, train, and one combination's sample and evaluate
+    assert run(folder, SWEPT).count("found again") == 1
+    assert before.items() <= times_of_results(folder).items()
+    figures = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]
+    assert figures == [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(swept[0])]
+
+
+def sweep_of(tmp_path: Path, *overrides: str) -> Sweep:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(RUN_FILE)
+    terminal = Terminal(Console(file=io.StringIO(), width=100))
+    return Sweep(combine(file, [f"output={tmp_path / 'out'}", *overrides]), terminal)
+
+
+def point(settings: Mapping[str, str], evaluations: float, **scores: float | None) -> Point:
+    sampled = {"images": 2_000, "images_per_s": None, "network_evaluations": evaluations}
+    name = next(iter(scores))
+    reasons = {} if scores[name] is not None else {name: "too few images"}
+    scored = {"primary_score": name, "scores": scores, "reasons": reasons, "protocol_digest": "d"}
+    return Point(settings, sampled, scored, 0)
+
+
+def printed(sweep: Sweep) -> list[str]:
+    stream = sweep.terminal.console.file
+    assert isinstance(stream, io.StringIO)
+    return stream.getvalue().splitlines()
+
+
+def test_keys_are_shown_by_the_fewest_last_words_that_tell_them_apart(tmp_path: Path) -> None:
+    swept = ["sample.seed=0,1", "sample.sampler.kind=ddim,ancestral", "evaluate.extractor.seed=0,1"]
+    sweep = sweep_of(tmp_path, *swept)
+    assert list(sweep.short_names.values()) == ["sample.seed", "sampler", "extractor.seed"]
+
+
+def test_only_what_changes_more_than_the_length_makes_another_series(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3", "sample.sampler.eta=0,1", "sample.images=30,40")
+    settings = sweep.combinations[0].settings
+    assert sweep.words(settings) == "steps 2, eta 0, images 30"
+    assert sweep.series(point(settings, 2, fid=1.0)) == "eta 0, images 30"
+
+
+def test_the_order_of_keys_and_the_values_decide_the_folder_and_a_resource_does_not(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, "sample.sampler.steps=2,3").folder
+    assert sweep_of(tmp_path, "sample.sampler.steps=2,3", "train.num_workers=2").folder == folder
+    assert sweep_of(tmp_path, "sample.sampler.steps=2,4").folder != folder
+    assert sweep_of(tmp_path, "sample.sampler.steps=2,3", "train.images=64").folder != folder
+
+
+def test_the_best_is_named_beside_as_few_real_images(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3,4")
+    first, second, third = (combination.settings for combination in sweep.combinations)
+    measured = {"fid_heldout": 0.5, "fid_as_many_samples": 1.25}
+    points = [
+        point(first, 2, fid=None, **measured),
+        point(second, 3, fid=2.0, **measured),
+        point(third, 4, fid=1.0, **measured),
+    ]
+    _show(sweep, points, [])
+    assert printed(sweep)[:8] == [
+        "",
+        "steps   network evaluations             fid   images/s",
+        "2                         2   not available",
+        "3                         3               2",
+        "4                         4               1",
+        "",
+        "best fid      1 of 2,000 samples: steps 4",
+        "fid_heldout   0.5, what real images reach; as few samples of the best reach 1.25",
+    ]
+
+
+def test_without_any_score_the_reason_is_told_and_nothing_is_plotted(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3")
+    points = [point(combination.settings, 2, fid=None) for combination in sweep.combinations]
+    files = list(_write(sweep, points, 360))
+    assert files == [sweep.folder / "sweep.csv"]
+    _show(sweep, points, files)
+    assert "best" not in "".join(printed(sweep))
+    assert any(line.startswith("fid ") and line.endswith("not available: too few images") for line in printed(sweep))
+
+
+def test_two_extractors_are_two_columns_and_two_plots(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3")
+    first, second = (combination.settings for combination in sweep.combinations)
+    points = [point(first, 2, fid=3.0), point(second, 3, fid_classifier=1.0)]
+    names = [path.name for path in _write(sweep, points, 360)]
+    assert names == ["sweep.csv", "sweep-fid.png", "sweep-fid_classifier.png"]
+    _show(sweep, points, [])
+    assert printed(sweep)[1:4] == [
+        "steps   network evaluations   fid   fid_classifier   images/s",
+        "2                         2     3",
+        "3                         3                      1",
+    ]
