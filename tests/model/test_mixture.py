@@ -13,7 +13,7 @@ from .analytic import admitted, images, no_noise, three_blobs, two_humps, varian
 
 PATHS: list[Any] = [VPLinear(), EDMPath(), RectifiedFlow()]
 SETTINGS = variants(
-    clip="none", steps=7, grid="uniform", s_noise=1.0, s_min=0.0, s_max=1e9, rtol=1e-4, atol=1e-4, corrector_steps=0
+    clip="none", steps=7, grid="uniform", s_noise=1.0, s_min=0.0, s_max=None, rtol=1e-4, atol=1e-4, corrector_steps=0
 )
 N = 1000
 

@@ -180,7 +180,15 @@ def test_samplers_whose_noise_is_off_draw_none(member: Any) -> None:
 FAMILIES = [path for path in PATHS if path.kind not in ("vp_cosine", "vp_sigmoid", "vp_scaled_linear")]
 """One path of T steps stands for all; the continuous ones are each different."""
 UNBIASED = variants(
-    clip="none", steps=STEPS, grid="uniform", s_noise=1.0, s_min=0.0, s_max=1e9, rtol=1e-4, atol=1e-4, corrector_steps=0
+    clip="none",
+    steps=STEPS,
+    grid="uniform",
+    s_noise=1.0,
+    s_min=0.0,
+    s_max=None,
+    rtol=1e-4,
+    atol=1e-4,
+    corrector_steps=0,
 )
 """At settings that promise the right distribution. Langevin steps do not; see below for what they promise."""
 
