@@ -15,15 +15,15 @@ recomputed as the one that belongs to the clipped image."""
 _PERCENTILE = 0.995
 
 
-def clipped(denoiser: Denoiser, path: GaussianPath, clip: Clip) -> Denoiser:
-    """The denoiser, its image kept in range."""
+def clipped(denoiser: Denoiser, path: GaussianPath, clip: Clip, eps_follows: bool = False) -> Denoiser:
+    """The denoiser, its image kept in range. eps_follows: as if the clip's name ended in _and_eps."""
     if clip == "none":
         return denoiser
 
     def clipping(x_t: Tensor, t: Tensor) -> Prediction:
         prediction = denoiser(x_t, t)
         x0 = _threshold(prediction.x0) if clip.startswith("dynamic") else prediction.x0.clamp(-1, 1)
-        if not clip.endswith("_and_eps"):
+        if not (eps_follows or clip.endswith("_and_eps")):
             return Prediction(x0, prediction.eps)
         alpha, sigma = coefficients(path, t, x_t)
         return Prediction(x0, (x_t - alpha * x0) / sigma)

@@ -106,7 +106,7 @@ class SubVPSDE(_SDE):
 
 
 class VESDE(_UnitTime):
-    """The variance-exploding SDE: noise is added, the image is not scaled. Song et al. 2021, eq. 9 and 31.
+    """The variance-exploding SDE: noise is added, the image is not scaled. Song et al. 2021, eq. 9, appendix C.
 
     sigma jumps from 0 at the data to sigma_min right after, as theirs does.
     """

@@ -36,7 +36,7 @@ class _LambdaSampler(GridSampler):
 
 
 class DPMSolverPP(_LambdaSampler):
-    """DPM-Solver++ of second order. Lu et al. 2022b, algorithms 1 (2s) and 2 (2m); appendix B (2m_sde)."""
+    """DPM-Solver++ of second order. Lu et al. 2022b, algorithms 1 (2s) and 2 (2m)."""
 
     order: ClassVar[int] = 2
     kind: Literal["dpm_solver_pp"] = "dpm_solver_pp"
@@ -75,10 +75,11 @@ class DPMSolverPP(_LambdaSampler):
 
 
 class UniPC(_LambdaSampler):
-    """UniPC with a predictor and a corrector of two points each, B(h) = e^h - 1. Zhao et al. 2023, algorithms 5 and 6.
+    """UniPC with a predictor and a corrector of two points each, B(h) = e^h - 1. Zhao et al. 2023, section 3.
 
     The corrector uses the prediction that the next step needs anyway, so a step is one evaluation of the network; it
-    raises the order from 2 to 3. The states are the predictor's.
+    raises the order from 2 to 3 (their section 3); on a path that loses the image the first step is of first order, and
+    2 remains. The states are the predictor's.
     """
 
     order: ClassVar[int] = 3
@@ -99,7 +100,7 @@ class UniPC(_LambdaSampler):
 
     @staticmethod
     def _corrected(before: Point, now: Point, begun: Tensor, known: list[_Earlier], x0: Tensor) -> Tensor:
-        """UniC: the step to `now` again, with the image x0 predicted there. Their eq. 9 for one and for two points."""
+        """UniC: the step to `now` again, with the image x0 predicted there. One known point, or two."""
         newest = known[0]
         if len(known) == 1:
             return _exponential_step(before, now, begun, newest.x0 + (x0 - newest.x0) / 2)
@@ -124,12 +125,12 @@ def _extrapolated(now: Point, after: Point, x0: Tensor, earlier: _Earlier) -> Te
 
 
 def _exponential_step(now: Point, after: Point, x: Tensor, x0: Tensor) -> Tensor:
-    """The ODE's solution for a prediction that stays x0. Lu et al. 2022b, eq. 9."""
+    """The ODE's solution for a prediction that stays x0. Lu et al. 2022b, proposition 4.1."""
     return after.sigma / now.sigma * x - after.alpha * math.expm1(now.lam - after.lam) * x0
 
 
 def _noisy_step(now: Point, after: Point, x: Tensor, x0: Tensor, noise: NoiseSource) -> Tensor:
-    """The SDE's solution for a prediction that stays x0. Lu et al. 2022b, appendix B."""
+    """The SDE's solution for a prediction that stays x0: SDE-DPM-Solver++ of Lu et al. 2022b."""
     h = after.lam - now.lam
     x = after.sigma / now.sigma * math.exp(-h) * x - after.alpha * math.expm1(-2 * h) * x0
     return x + after.sigma * math.sqrt(-math.expm1(-2 * h)) * noise(now.number) if after.sigma > 0 else x

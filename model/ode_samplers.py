@@ -18,6 +18,8 @@ from .sampler import GridSampler, NoiseSource, Point, SamplerBase, State, Straig
 class _EDMSampler(GridSampler):
     """A sampler that may add noise before each step. Karras et al. 2022, algorithm 2."""
 
+    _eps_follows_x0: ClassVar[bool] = True
+
     grid: Grid = "karras"
     """Where the steps lie."""
     s_churn: float = Field(0.0, ge=0)
@@ -115,6 +117,8 @@ class RK45(SamplerBase):
     Dormand & Prince 1980, as Song et al. 2021, appendix D.4, use it. Each image has steps of its own, so that none
     depends on its batch; the batch is evaluated until its last image has arrived, which one look a step finds out.
     """
+
+    _eps_follows_x0: ClassVar[bool] = True
 
     order: ClassVar[int] = 5
     kind: Literal["rk45"] = "rk45"

@@ -59,10 +59,13 @@ class SamplerBase(Record):
     order: ClassVar[int]
     """Of convergence in the number of steps; of samplers that add noise, that of the distribution's moments."""
 
+    _eps_follows_x0: ClassVar[bool] = False
+    """Whether the sampler sees an image only through the noise that belongs to it."""
+
     kind: str
     clip: Clip = "x0_and_eps"
     """How the predicted image is kept in range. x0: clipped to [-1, 1]; dynamic: clipped to its own 99.5th percentile
-    and scaled back; with _and_eps the predicted noise is recomputed to fit."""
+    and scaled back; with _and_eps, and always in euler, heun and rk45, the predicted noise is recomputed to fit."""
 
     def check(self, path: GaussianPath) -> None:
         """ValueError where this sampler cannot walk along the path."""
@@ -82,7 +85,7 @@ class SamplerBase(Record):
         The last is at t_data. ValueError where `check` has one.
         """
         self.check(path)
-        return self._walk(clipped(denoiser, path, self.clip), path, x, noise)
+        return self._walk(clipped(denoiser, path, self.clip, self._eps_follows_x0), path, x, noise)
 
     def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
         raise NotImplementedError  # each sampler states its own

@@ -362,19 +362,14 @@ def test_rk45_gives_up_on_steps_without_end(monkeypatch: pytest.MonkeyPatch) -> 
 
 # Clipping, which test_clipping.py tests by itself: that samplers obey it.
 
-NEVER_CLIPPED = {("euler", "x0"), ("euler", "dynamic"), ("heun", "x0"), ("heun", "dynamic")}
-"""Along `StraightLine` the predicted noise is all that counts, and these two settings leave it as it is."""
-
 
 def clip_cases() -> list[Any]:
     cases = []
     for member in SAMPLERS:
         for clip in get_args(Clip):
             sampler = member(clip=clip) if member is RK45 else member(clip=clip, steps=10)
-            unheard = pytest.mark.xfail(strict=True, reason="this setting has no effect on this sampler")
-            marks = [unheard] if (sampler.kind, clip) in NEVER_CLIPPED else []
             if clip != "none":
-                cases.append(pytest.param(sampler, id=name_of(sampler), marks=marks))
+                cases.append(pytest.param(sampler, id=name_of(sampler)))
     return cases
 
 
