@@ -25,7 +25,8 @@ class Ancestral(GridSampler):
     steps: int = Field(1000, ge=1)
     """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
     variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
-    """Variance of a step: beta_tilde (the posterior's) or beta; the DDPM paper reports fixed_large for CIFAR-10."""
+    """Variance of a step: beta_tilde (the posterior's) or beta; the DDPM paper reports fixed_large for CIFAR-10, where
+    steps are many; with few, or where noise explodes (edm, ve_sde), fixed_small is the better one."""
 
     def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
         for now, after in self.pairs(path):
@@ -43,7 +44,8 @@ class DDIM(GridSampler):
     order: ClassVar[int] = 1
     kind: Literal["ddim"] = "ddim"
     grid: Grid = "quadratic"
-    """Where the steps lie; the DDIM paper's CIFAR-10 figures need quadratic (theirs is quadratic_paper)."""
+    """Where the steps lie. Even in t: uniform, trailing, leading, linspace; denser near the data: quadratic, the DDIM
+    paper's for CIFAR-10 (quadratic_paper: as in its code); even in the noise level: karras, lambda_uniform."""
     eta: float = Field(0.0, ge=0, le=1)
     """0: deterministic; 1: as much noise as ancestral sampling adds between these steps."""
 
@@ -57,10 +59,10 @@ class DDIM(GridSampler):
             yield State(after.t, x)
 
     def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
-        """From images x [B, C, H, W] to the noise that `trajectory` (eta 0) turns into about them, along the same grid.
+        """From images x [B, C, H, W] to the noise that `trajectory` (eta 0, clip none) turns into about them again.
 
-        The same steps backwards, with the prediction at the cleaner end of each; the first, from the data, where a
-        network has nothing to say, takes the one at the grid's cleanest time. Song et al. 2021 (DDIM), section 4.3.
+        The steps of the same grid backwards, with the prediction at the cleaner end of each; the first, from the data,
+        where a network has nothing to say, takes the one at the cleanest time. Song et al. 2021 (DDIM), section 4.3.
         """
         self.check(path)
         *noisier, cleanest, _ = self.points(path)
@@ -76,10 +78,11 @@ class DDIM(GridSampler):
 
 
 class PredictorCorrector(GridSampler):
-    """Langevin steps at each time, then one of ancestral sampling. Song et al. 2021, algorithms 2 to 5.
+    """Langevin steps at each time, then one of ancestral sampling. Song et al. 2021, algorithms 2 and 4.
 
-    Step sizes follow from each image's own norms; theirs are means over the batch, which tie its images together. Steps
-    of finite size leave about 1 + snr^2 times the right variance, so a smaller snr is more exact and slower.
+    A step's size is 2 (snr |z| / |score|)^2 with both norms as if x were pure noise: 2 snr^2 sigma^2. Theirs are means
+    over the batch, which tie its images together. Where x is indeed noise, steps of this size leave 1 / (1 - snr^2)
+    times the right variance; nearer to the data they matter less and less.
     """
 
     order: ClassVar[int] = 1
@@ -88,7 +91,7 @@ class PredictorCorrector(GridSampler):
     """Number of times, with 1 + corrector_steps evaluations of the network at each; at most T on a path of T steps."""
     corrector_steps: int = Field(1, ge=0)
     """Langevin steps at each time."""
-    snr: float = Field(0.16, gt=0)
+    snr: float = Field(0.16, gt=0, lt=1)
     """Ratio of the score's to the noise's norm in a Langevin step; Song et al. tune 0.01 to 0.2."""
 
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
@@ -105,7 +108,6 @@ class PredictorCorrector(GridSampler):
             yield State(after.t, x)
 
     def _langevin(self, denoiser: Denoiser, point: Point, x: Tensor, z: Tensor) -> Tensor:
+        size = 2 * (self.snr * point.sigma) ** 2
         score = -denoiser(x, point.times(x)).eps / point.sigma
-        norms = [part.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for part in (z, score)]
-        size: Tensor = 2 * (self.snr * norms[0] / norms[1]) ** 2
-        return x + size * score + (2 * size).sqrt() * z
+        return x + size * score + math.sqrt(2 * size) * z

@@ -9,8 +9,6 @@ from .denoiser import Denoiser, Prediction, coefficients
 from .gaussian_path import GaussianPath
 
 Clip = Literal["none", "x0", "x0_and_eps", "dynamic", "dynamic_and_eps"]
-"""x0: clipped to [-1, 1]; dynamic: clipped to its own 99.5th percentile and scaled back; ..._and_eps: the noise is then
-recomputed as the one that belongs to the clipped image."""
 
 _PERCENTILE = 0.995
 

@@ -19,10 +19,10 @@ class ContinuousPath(GaussianPath):
         raise NotImplementedError  # each path below states its own
 
 
-class _UnitTime(ContinuousPath):
+class UnitTimePath(ContinuousPath):
     """A continuous path whose noise is complete at t = 1."""
 
-    first_time: float = Field(1e-3, gt=0, lt=1)
+    first_time: float = Field(1e-3, ge=1e-6, lt=1)
     """The cleanest time at which the network is trained and asked."""
 
     @property
@@ -34,7 +34,7 @@ class _UnitTime(ContinuousPath):
         return 1.0
 
 
-class _SDE(_UnitTime):
+class _SDE(UnitTimePath):
     """alpha = exp(-B / 2) with B the integral of a beta(t) that grows linearly. Song et al. 2021, appendix B and C."""
 
     beta_min: float = Field(0.1, gt=0)
@@ -105,18 +105,18 @@ class SubVPSDE(_SDE):
         return -self._beta(t) / 2 * alpha, self._beta(t) * alpha**2
 
 
-class VESDE(_UnitTime):
+class VESDE(UnitTimePath):
     """The variance-exploding SDE: noise is added, the image is not scaled. Song et al. 2021, eq. 9, appendix C.
 
     sigma jumps from 0 at the data to sigma_min right after, as theirs does.
     """
 
     kind: Literal["ve_sde"] = "ve_sde"
-    sigma_min: float = Field(0.01, gt=0)
+    sigma_min: float = Field(0.01, ge=1e-6)
     """Noise at the clean end, in units of the images' [-1, 1]."""
-    sigma_max: float = Field(50.0, gt=0)
+    sigma_max: float = Field(50.0, le=1e6)
     """Noise at t = 1: about the largest distance between two training images."""
-    first_time: float = Field(1e-5, gt=0, lt=1)
+    first_time: float = Field(1e-5, ge=1e-6, lt=1)
     """The cleanest time at which the network is trained and asked."""
 
     @model_validator(mode="after")
@@ -139,17 +139,20 @@ class VESDE(_UnitTime):
         return torch.zeros_like(t, dtype=torch.float64), growth * self.sigma(t)
 
     def conditioning(self, t: Tensor) -> Tensor:
-        """log(sigma) / 4. Karras et al. 2022, table 1."""
+        """log(sigma) / 4, as on the edm path."""
         return self.sigma(t).log() / 4
 
 
 class EDMPath(ContinuousPath):
-    """Time is the noise itself: alpha = 1, sigma = t. Karras et al. 2022, table 1; train it with logit_normal times."""
+    """Time is the noise itself: alpha = 1, sigma = t. Karras et al. 2022, table 1; train it with logit_normal times.
+
+    What elsewhere is even in t is here even in log(sigma): an even grid from 80 would hardly see an image.
+    """
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.002, gt=0)
+    sigma_min: float = Field(0.002, ge=1e-6)
     """Noise at the cleanest time that the network is asked at, in units of the images' [-1, 1]."""
-    sigma_max: float = Field(80.0, gt=0)
+    sigma_max: float = Field(80.0, le=1e6)
     """Noise from which sampling starts."""
 
     @model_validator(mode="after")
@@ -181,8 +184,11 @@ class EDMPath(ContinuousPath):
         """log(sigma) / 4. Karras et al. 2022, table 1."""
         return t.double().log() / 4
 
+    def training_time(self, u: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** u.double()
 
-class RectifiedFlow(_UnitTime):
+
+class RectifiedFlow(UnitTimePath):
     """The straight line from image to noise: alpha = 1 - t, sigma = t. Liu et al. 2023; Lipman et al. 2023."""
 
     kind: Literal["rectified_flow"] = "rectified_flow"

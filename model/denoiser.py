@@ -11,7 +11,7 @@ from .targets import Target
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser makes of x_t; both are [B, C, H, W], and x_t = alpha(t) x0 + sigma(t) eps holds."""
+    """What a denoiser makes of x_t; both [B, C, H, W]. Unless x0 was clipped, x_t = alpha(t) x0 + sigma(t) eps."""
 
     x0: Tensor
     eps: Tensor

@@ -141,7 +141,7 @@ class VPCosine(DiscretePath):
     kind: Literal["vp_cosine"] = "vp_cosine"
     s: float = Field(0.008, ge=0, lt=1)
     """Offset that keeps the first betas from being too small."""
-    beta_max: float = Field(0.999, gt=0, lt=1)
+    beta_max: float = Field(0.999, ge=1e-6, lt=1)
     """Upper limit of beta, which keeps the last steps from being singular."""
 
     def betas(self) -> Tensor:

@@ -58,7 +58,7 @@ class GaussianPath(Record):
         raise NotImplementedError  # each path states its own
 
     def training_time(self, u: Tensor) -> Tensor:
-        """The time at the share u of the path, 0 < u < 1; even shares are even times. -> float64, like u."""
+        """The time at the share u of the path, 0 <= u <= 1; even shares are even times. -> float64, like u."""
         return self.t_min + u * (self.t_max - self.t_min)
 
     def nearest_training_time(self, t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from .continuous_paths import UnitTimePath
 from .discrete_paths import DiscretePath
 from .gaussian_path import GaussianPath
 
@@ -35,7 +36,14 @@ def _uniform(path: GaussianPath, S: int) -> list[float]:
     """
     if isinstance(path, DiscretePath):
         return [i * path.T // S - 1.0 for i in range(1, S + 1)]
-    return [path.t_max * i / S for i in range(1, S + 1)]
+    if not isinstance(path, UnitTimePath):
+        return _at(path, [i / S for i in range(1, S + 1)])
+    if path.t_min > 1 / S:
+        raise ValueError(
+            f"an even grid of {S} steps ends at t = {1 / S:g}, cleaner than the path's first_time {path.t_min:g}; use "
+            "linspace or fewer steps"
+        )
+    return [i / S for i in range(1, S + 1)]
 
 
 def _trailing(path: GaussianPath, S: int) -> list[float]:
@@ -49,13 +57,14 @@ def _leading(path: GaussianPath, S: int) -> list[float]:
     """Equal gaps from the cleanest time up; the noisiest times are not visited. Lin et al. 2023, table 2."""
     if isinstance(path, DiscretePath):
         return [float(i * (path.T // S)) for i in range(S)]
-    return [path.t_min + (path.t_max - path.t_min) * i / S for i in range(S)]
+    return _at(path, [i / S for i in range(S)])
 
 
 def _linspace(path: GaussianPath, S: int) -> list[float]:
     """Equal gaps from the cleanest time to the noisiest, both included. Nichol & Dhariwal 2021, section 4."""
-    times = [path.t_min + (path.t_max - path.t_min) * share for share in _shares(S)]
-    return [float(round(t)) for t in times] if isinstance(path, DiscretePath) else times
+    if isinstance(path, DiscretePath):
+        return [float(round((path.T - 1) * share)) for share in _exact_shares(S)]
+    return _at(path, _shares(S))
 
 
 def _quadratic(path: GaussianPath, S: int) -> list[float]:
@@ -64,12 +73,12 @@ def _quadratic(path: GaussianPath, S: int) -> list[float]:
     After Song et al. 2021 (DDIM), appendix D.2, who used it for CIFAR-10; see `quadratic_paper` for their code. The
     pushing never overshoots: tau_i + (S - 1 - i) is convex in i, so it is largest at its ends, S - 1 and T - 1.
     """
-    times = [path.t_min + (path.t_max - path.t_min) * share**2 for share in _shares(S)]
     if not isinstance(path, DiscretePath):
-        return times
+        return _at(path, [share**2 for share in _shares(S)])
     steps: list[float] = []
-    for t in times:
-        steps.append(max(float(round(t)), steps[-1] + 1) if steps else float(round(t)))
+    for share in _exact_shares(S):
+        t = float(round((path.T - 1) * share**2))
+        steps.append(max(t, steps[-1] + 1) if steps else t)
     return steps
 
 
@@ -77,20 +86,20 @@ def _quadratic_paper(path: GaussianPath, S: int) -> list[float]:
     """Song et al. 2021 (DDIM), published code: it ends at 0.8 T, and repeats the cleanest steps where S is large."""
     if isinstance(path, DiscretePath):
         return [float(math.floor(Fraction(4 * path.T, 5) * share**2)) for share in _exact_shares(S)]
-    return [max(path.t_min, 0.8 * path.t_max * share**2) for share in _shares(S)]
+    return _at(path, [0.8 * share**2 for share in _shares(S)])
 
 
 def _karras(path: GaussianPath, S: int) -> list[float]:
     """Even in (sigma / alpha)^(1 / 7). Karras et al. 2022, eq. 5."""
     lowest, highest = ((-lam).exp() ** (1 / _RHO) for lam in _lambda_ends("karras", path))
-    noise_to_data = (lowest + (highest - lowest) * torch.tensor(_shares(S), dtype=torch.float64)) ** _RHO
+    noise_to_data = (lowest + (highest - lowest) * _float64(_shares(S))) ** _RHO
     return _within(path, -noise_to_data.log())
 
 
 def _lambda_uniform(path: GaussianPath, S: int) -> list[float]:
     """Even in lambda = log(alpha / sigma). Lu et al. 2022 (DPM-Solver), section 3.4."""
     highest, lowest = _lambda_ends("lambda_uniform", path)
-    return _within(path, highest + (lowest - highest) * torch.tensor(_shares(S), dtype=torch.float64))
+    return _within(path, highest + (lowest - highest) * _float64(_shares(S)))
 
 
 def _lambda_ends(grid: str, path: GaussianPath) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,13 +109,22 @@ def _lambda_ends(grid: str, path: GaussianPath) -> tuple[torch.Tensor, torch.Ten
             f"grid {grid} is even in the noise level, which is infinite where alpha = 0, as at the noisy end of this "
             "path; use uniform"
         )
-    at_min, at_max = path.lam(torch.tensor([path.t_min, path.t_max], dtype=torch.float64, device="cpu"))
+    at_min, at_max = path.lam(_float64([path.t_min, path.t_max]))
     return at_min, at_max
 
 
 def _within(path: GaussianPath, lam: torch.Tensor) -> list[float]:
     """The times of these lambdas; rounding carries none beyond the path's ends."""
     return [float(t) for t in path.time(lam).clamp(path.t_min, path.t_max)]
+
+
+def _at(path: GaussianPath, shares: list[float]) -> list[float]:
+    """The times at these shares of the path."""
+    return [float(t) for t in path.training_time(_float64(shares)).clamp(path.t_min, path.t_max)]
+
+
+def _float64(numbers: list[float]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")  # whatever the default device, which may be "meta"
 
 
 def _exact_shares(S: int) -> list[Fraction]:

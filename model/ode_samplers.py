@@ -21,7 +21,8 @@ class _EDMSampler(GridSampler):
     _eps_follows_x0: ClassVar[bool] = True
 
     grid: Grid = "karras"
-    """Where the steps lie."""
+    """Where the steps lie. Even in t: uniform, trailing, leading, linspace; denser near the data: quadratic, the DDIM
+    paper's for CIFAR-10 (quadratic_paper: as in its code); even in the noise level: karras, lambda_uniform."""
     s_churn: float = Field(0.0, ge=0)
     """Noise added in all steps together; 0: deterministic. Karras et al. 2022, table 5, has values for their models."""
     s_min: float = Field(0.0, ge=0)
@@ -33,13 +34,15 @@ class _EDMSampler(GridSampler):
 
     def check(self, path: GaussianPath) -> None:
         super().check(path)
+        if self.s_max is not None and self.s_max <= self.s_min:
+            raise ValueError(f"s_max {self.s_max} is not above s_min {self.s_min}; no step would add noise")
         if self.s_churn > 0 and path.loses_image:
             raise ValueError(
                 "s_churn raises sigma / alpha, which is infinite at the noisy end of this path; set it to 0"
             )
 
     def _churned(self, now: Point, path: GaussianPath, x: Tensor, noise: NoiseSource) -> tuple[Point, Tensor]:
-        """Algorithm 2, lines 4 to 6: back to a higher noise level; on T steps no higher than the last one's."""
+        """Algorithm 2, lines 4 to 6: back to a higher noise level, in continuous time even above the highest."""
         level = now.sigma / now.alpha if now.alpha else math.inf
         highest = math.inf if self.s_max is None else self.s_max
         if self.s_churn == 0 or not self.s_min <= level <= highest:
@@ -72,8 +75,7 @@ class Euler(_EDMSampler):
 class Heun(_EDMSampler):
     """Heun's method on the probability-flow ODE, Euler's for the step to the data. Karras et al. 2022, algorithm 2.
 
-    In the variables of `StraightLine`: on a path whose sigma / alpha grows very large, such as vp_cosine, a grid that
-    is even in t spoils its first step; take lambda_uniform or karras.
+    In the variables of `StraightLine`, which are theirs on paths such as edm, ve_sde and vp_linear.
     """
 
     order: ClassVar[int] = 2
@@ -145,7 +147,7 @@ class RK45(SamplerBase):
         )
 
     def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
-        """From images x [B, C, H, W], taken to be at t_min, to the noise at t_max that `trajectory` turns into them."""
+        """From images x [B, C, H, W], taken to be at t_min, to noise at t_max; with clip none they come back."""
         return self._integrate(denoiser, path, x, path.t_min, path.t_max)
 
     def _integrate(
@@ -174,13 +176,14 @@ class RK45(SamplerBase):
             k = torch.where(expand(accepted, y) > 0, k_proposal, k)
             h = h * (0.9 * norm**-0.2).clamp(0.2, 10)
             t = line.time(tau).clamp(path.t_min, path.t_max)
-            yield State(float(t.mean()), expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
-            finite, arrived = torch.stack((norm.isfinite().all(), (tau == last).all())).tolist()
+            looks = torch.stack((t.mean(), norm.isfinite().all().double(), (tau == last).all().double()))
+            mean_t, finite, arrived = looks.tolist()
+            yield State(mean_t, expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
             if arrived:
                 return
             if not finite:
                 break
-        raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {float(t.mean()):.4g}")
+        raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {mean_t:.4g}")
 
 
 def _dormand_prince(

@@ -24,6 +24,8 @@ NoiseSource = Callable[[int], Tensor]
 """Number of the draw, from 0 -> standard normal noise shaped like x."""
 
 
+_LARGEST_TAU = 1000.0
+
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -97,10 +99,23 @@ class GridSampler(SamplerBase):
     steps: int = Field(50, ge=1)
     """Number of steps; at most T on a path of T steps."""
     grid: Grid = "uniform"
-    """Where the steps lie."""
+    """Where the steps lie. Even in t: uniform, trailing, leading, linspace; denser near the data: quadratic, the DDIM
+    paper's for CIFAR-10 (quadratic_paper: as in its code); even in the noise level: karras, lambda_uniform."""
 
     def check(self, path: GaussianPath) -> None:
-        time_grid(self.grid, path, self.steps)
+        points = self.points(path)
+        first = points[0]
+        if first.lam > 0:
+            raise ValueError(
+                f"grid {self.grid} of {self.steps} steps starts at t = {first.t:g}, where more image than noise is "
+                "left; use another grid or more steps"
+            )
+        for now, after in pairwise(points):
+            if now.t != after.t and not after.lam > now.lam:
+                raise ValueError(
+                    f"nothing changes on this path between t = {now.t:g} and {after.t:g}, two of the sampler's times; "
+                    "use a path that loses the image later, or fewer steps"
+                )
 
     def start(self, path: GaussianPath) -> float:
         return time_grid(self.grid, path, self.steps)[0]
@@ -138,14 +153,15 @@ def posterior_mean(now: Point, after: Point, x: Tensor, x0: Tensor) -> Tensor:
 class StraightLine:
     """Variables in which denoising is a straight line wherever the prediction stays: y = x / scale against tau.
 
-    x / alpha against sigma / alpha, as in EDM (Karras et al. 2022, eq. 4); where the path loses the image, and that is
-    infinite, x / (alpha + sigma) against sigma / (alpha + sigma), as in rectified flow. Euler's method is DDIM in both.
-    Works on floats and on tensors.
+    x / alpha against sigma / alpha, as in EDM (Karras et al. 2022, eq. 4); on paths where that grows beyond 1,000, so
+    that no grid could follow it, x / (alpha + sigma) against sigma / (alpha + sigma), as in rectified flow.
+    Euler's method is DDIM in both. Works on floats and on tensors.
     """
 
     def __init__(self, path: GaussianPath) -> None:
         self.path = path
-        self._flow = path.loses_image
+        alpha, sigma = path.at(path.t_max)
+        self._flow = sigma > _LARGEST_TAU * alpha
 
     def scale(self, alpha: Number, sigma: Number) -> Number:
         """X / y."""

@@ -74,7 +74,7 @@ class UniformTimes(_TimeSampling):
 
 
 class StratifiedTimes(_TimeSampling):
-    """Uniform, but one time in each of batch_size equal intervals: less variance. Kingma et al. 2021, appendix I.1."""
+    """Uniform, but one time in each of batch_size equal intervals: less variance. After Kingma et al. 2021, I.1."""
 
     kind: Literal["stratified"] = "stratified"
 

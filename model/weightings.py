@@ -10,10 +10,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .gaussian_path import GaussianPath
 from .record import Record
+from .targets import Target
+
+_LARGEST_WEIGHT = 1e30  # the loss is float32
 
 
 class _Weighting(Record):
+    kind: str
+
+    def check(self, path: GaussianPath, target: Target) -> None:
+        """ValueError where the weights overflow, or vanish throughout, on the path."""
+        t = path.training_time(torch.linspace(0, 1, 65, dtype=torch.float64, device="cpu")[:-1])
+        weight = self.of_output(path.alpha(t), path.sigma(t), target.conversion(path, t).x0_out)
+        if not (weight < _LARGEST_WEIGHT).all() or not (weight > 1 / _LARGEST_WEIGHT).any():
+            raise ValueError(
+                f"{self.kind} weights the loss by {float(weight.min()):.3g} to {float(weight.max()):.3g} on this path "
+                "and target, more than float32 can hold; use other hyper-parameters or simple"
+            )
+
     def of_output(self, alpha: Tensor, sigma: Tensor, x0_out: Tensor) -> Tensor:
         """Factor on the squared error of the network's output. All float64, shaped like t; x0_out is d x0 / d F."""
         return self.of_image(alpha, sigma) * x0_out**2

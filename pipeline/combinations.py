@@ -16,7 +16,7 @@ from .tracking import flatten
 from .yamltext import read_yaml
 
 _SECTIONS = ("sample", "evaluate")  # what comes after the checkpoint, which all combinations share
-_PIECE = re.compile(r""""(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)  # what is in quotes, or one character
+_PIECE = re.compile(r"""(?<![^\s,\[{:])(?:"(?:\\.|[^"\\])*"|'[^']*')|.""", re.DOTALL)  # what is quoted, or a character
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _check_keys(arguments: Sequence[_Argument]) -> None:
         if key.partition(".")[0] not in _SECTIONS:
             mistakes.append(
                 f"{key}: found {count} values, expected one; all combinations share one checkpoint, so only keys of "
-                f"{' and '.join(_SECTIONS)} take several: use 'run' for each value"
+                f"{' and '.join(_SECTIONS)} take several: use 'run' for each value, or put one with commas in quotes"
             )
         if f"{key}=" in argument.overrides:
             mistakes.append(f"{key}: nothing between two commas; remove one, or write null")

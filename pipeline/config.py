@@ -167,6 +167,11 @@ class Config(Record):
                 check()
             except ValueError as error:
                 mistakes.append(f"{section}: {error}")
+        if not mistakes:
+            try:
+                self.train.weighting.check(self.path, self.target)
+            except ValueError as error:
+                mistakes.append(f"train.weighting: {error}")
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

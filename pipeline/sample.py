@@ -187,8 +187,8 @@ class Drawer:
                 images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
         except FloatingPointError as error:
             raise TrainingError(
-                f"sample: seeds from {seeds[0]}: {error}; the training went astray: lower train.learning_rate, "
-                f"or set sample.sampler.clip to x0"
+                f"sample: seeds from {seeds[0]}: {error}; lower train.learning_rate, set sample.sampler.clip "
+                f"to x0_and_eps, or loosen the tolerances of an adaptive sampler"
             ) from None
         kept = self.chunks.images_of(chunk)
         write_arrays(

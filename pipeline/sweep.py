@@ -104,15 +104,23 @@ class Sweep:
         keys = dict.fromkeys(key for combination in self.combinations for key in combination.settings)
         return {key: _short(key, list(keys)) for key in keys}
 
+    @cached_property
+    def flat(self) -> list[dict[str, str]]:
+        """The whole configuration of each combination, dotted key -> value."""
+        return [flatten(combination.config.model_dump(mode="json", by_alias=True)) for combination in self.combinations]
+
     @property
     def params(self) -> dict[str, str]:
-        """MLflow params: the keys on which all combinations agree, and all values of those with several."""
-        each = [flatten(combination.config.model_dump(mode="json", by_alias=True)) for combination in self.combinations]
-        shared = {key: value for key, value in each[0].items() if all(one.get(key) == value for one in each)}
-        settings = [combination.settings for combination in self.combinations]
-        return shared | {
-            key: ", ".join(dict.fromkeys(one[key] for one in settings if key in one)) for key in self.short_names
-        }
+        """MLflow params: every key, with all its values where there are several."""
+        keys = dict.fromkeys(key for one in self.flat for key in one)
+        return {key: ", ".join(dict.fromkeys(one[key] for one in self.flat if key in one)) for key in keys}
+
+    @property
+    def implied(self) -> list[dict[str, str]]:
+        """Of each combination, the keys that were not swept and differ all the same, such as defaults."""
+        keys = dict.fromkeys(key for one in self.flat for key in one if key not in self.short_names)
+        differing = [key for key in keys if len({one.get(key) for one in self.flat}) > 1]
+        return [{key: one.get(key, "") for key in differing} for one in self.flat]
 
     def words(self, settings: Mapping[str, str]) -> str:
         """Settings in a few words: `ddim, steps 20`."""
@@ -186,7 +194,7 @@ def _write(sweep: Sweep, points: Sequence[Point], heldout_images: int) -> Iterat
     """The table, and a plot for each score that decides. Yields their paths."""
     from evaluation.pictures import quality_against_evaluations
 
-    rows = [point.row for point in points]
+    rows = [point.row | implied for point, implied in zip(points, sweep.implied, strict=True)]
     columns = [*sweep.short_names, *dict.fromkeys(key for row in rows for key in row if key not in sweep.short_names)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -27,7 +27,7 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import EMA, ModelSpec, Stream, Times, denoising_loss, normal, to_unit_range, words
+from model import EMA, ModelSpec, Stream, denoising_loss, normal, to_unit_range, words
 
 from .checkpoint import TrainState
 from .config import TrainConfig
@@ -160,13 +160,13 @@ class Worker:
         x0 = to_unit_range(images.to(self.device, non_blocking=True))
         if config.hflip:
             x0 = flip(x0, config.seed, positions)
-        times = self._times(position - self.rank * self.local_batch_size)
-        mine = slice(self.rank * self.local_batch_size, (self.rank + 1) * self.local_batch_size)
+        shares = config.times.shares(config.seed, positions, config.batch_size)
+        times = config.times.times(spec.path, shares, state.history)
         eps = normal(config.seed, Stream.NOISE, positions, spec.image_shape)
 
         with self._autocast():
-            losses = denoising_loss(self.step_network, spec.path, spec.target, config.weighting, x0, times.t[mine], eps)
-        loss = (losses * times.importance[mine]).mean()
+            losses = denoising_loss(self.step_network, spec.path, spec.target, config.weighting, x0, times.t, eps)
+        loss = (losses * times.importance).mean()
         state.optimizer.zero_grad()
         loss.backward()
         limit = math.inf if config.clip_norm is None else config.clip_norm
@@ -179,14 +179,7 @@ class Worker:
         self.loss.update(loss.detach())
         self.gradient_norm.update(norm)
         if state.history is not None and times.interval is not None:
-            state.history.add(times.interval, self._of_all_workers(losses.detach()))
-
-    def _times(self, first: int) -> Times:
-        """Of the global batch that begins at this position: alike on all workers, who may share a history of losses."""
-        config = self.config
-        positions = torch.arange(first, first + config.batch_size, device=self.device)
-        shares = config.times.shares(config.seed, positions, config.batch_size)
-        return config.times.times(self.job.spec.path, shares, self.state.history)
+            state.history.add(self._of_all_workers(times.interval), self._of_all_workers(losses.detach()))
 
     def _of_all_workers(self, values: Tensor) -> Tensor:
         """The values of the global batch, in its order. [local_batch] -> [batch]."""

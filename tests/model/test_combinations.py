@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model import (
     DDIM,
+    VPSDE,
     DDPMUNet,
     DPMSolverPP,
     EDMPath,
@@ -31,7 +32,8 @@ from model import (
 from model.clipping import Clip
 from model.discrete_paths import DiscretePath
 from model.gaussian_path import GaussianPath
-from model.targets import Eps, V
+from model.targets import EDM, X0, Eps, V
+from model.weightings import EDMWeighting, MinSNR
 
 from .unions import PAIRS, SAMPLINGS, TARGETS, WEIGHTINGS, each_pair, each_path, members, name_of
 
@@ -257,3 +259,46 @@ def test_every_target_trains_under_every_weighting_and_sampling_of_times(
         if history is not None:
             history.add(interval, losses.detach())
             assert history.counts.sum() == 8
+
+
+@each_grid_member
+@pytest.mark.parametrize("path", [VPLinear(), EDMPath(), RectifiedFlow()], ids=name_of)
+def test_start_with_more_image_than_noise_is_refused(member: type[Any], path: Any) -> None:
+    with pytest.raises(ValueError, match=r"^grid leading of 1 steps starts at t = \S+, where more image than noise is"):
+        member(steps=1, grid="leading").check(path)
+
+
+@each_grid_member
+@pytest.mark.parametrize(
+    "path", [VPLinear(T=100_000), VPLinear(beta_end=0.999999), VPSDE(beta_max=1e5)], ids=["steps", "beta", "sde"]
+)
+def test_path_that_stays_flat_between_two_times_is_refused(member: type[Any], path: Any) -> None:
+    """There a step would divide by what has not changed."""
+    with pytest.raises(ValueError, match=r"^nothing changes on this path between t = \S+ and \S+, two of the"):
+        member(steps=50, grid="uniform").check(path)
+
+
+@pytest.mark.parametrize("member", [Euler, Heun])
+def test_churn_that_no_step_would_feel_is_refused(member: type[Any]) -> None:
+    with pytest.raises(ValueError, match=r"^s_max 1.0 is not above s_min 5.0; no step would add noise$"):
+        member(s_churn=40, s_min=5, s_max=1).check(EDMPath())
+
+
+@pytest.mark.parametrize(
+    ("weighting", "path", "target"),
+    [
+        (EDMWeighting(), VPLinear(T=10_000), Eps()),
+        (MinSNR(gamma=1e-35), VPLinear(), X0()),
+        (EDMWeighting(sigma_data=1e-30), EDMPath(), EDM()),
+    ],
+    ids=["edm on a lost image", "limit", "sigma_data"],
+)
+def test_weights_that_float32_cannot_hold_are_refused(weighting: Any, path: Any, target: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{weighting.kind} weights the loss by .* to .* on this path and target"):
+        weighting.check(path, target)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
+@each_pair
+def test_every_weighting_holds_on_every_pair(path: GaussianPath, target: Any, weighting: Any) -> None:
+    weighting.check(path, target)

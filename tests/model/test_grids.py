@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import EDMPath, Grid, RectifiedFlow, VPCosine, VPLinear, time_grid
+from model import VPSDE, EDMPath, Grid, RectifiedFlow, VPCosine, VPLinear, time_grid
 from model.discrete_paths import DiscretePath
 from model.gaussian_path import GaussianPath
 
@@ -40,26 +40,47 @@ def test_grid_falls_from_its_noisy_end(path: GaussianPath, grid: Grid, steps: in
     assert all(now > after or (repeats and now == after) for now, after in pairwise(times))
 
 
+def at_share(path: GaussianPath, share: float) -> float:
+    return float(path.training_time(torch.tensor(share, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("grid", ["uniform", "trailing"])
+def test_even_grid_finer_than_the_first_time_is_refused(grid: Grid) -> None:
+    path = RectifiedFlow(first_time=0.2)
+    assert len(time_grid(grid, path, 5)) == 5
+    with pytest.raises(ValueError, match=r"an even grid of 10 steps ends at t = 0.1, cleaner than .* first_time 0.2"):
+        time_grid(grid, path, 10)
+
+
+@pytest.mark.parametrize("grid", get_args(Grid))
+def test_grids_do_not_depend_on_the_default_device(grid: Grid) -> None:
+    expected = time_grid(grid, VPSDE(), 7)
+    with torch.device("meta"):
+        assert time_grid(grid, VPSDE(), 7) == expected
+
+
 @each_case
 def test_grid_begins_and_ends_where_it_says(path: GaussianPath, grid: Grid) -> None:
     times = time_grid(grid, path, 50)
     discrete = isinstance(path, DiscretePath)
     starts: dict[Grid, float] = {
-        "leading": 980.0 if discrete else path.t_min + 0.98 * (path.t_max - path.t_min),
-        "quadratic_paper": 800.0 if discrete else 0.8 * path.t_max,
+        "leading": 980.0 if discrete else at_share(path, 0.98),
+        "quadratic_paper": 800.0 if discrete else at_share(path, 0.8),
     }
     start = starts.get(grid, path.t_max)
     assert times[0] == pytest.approx(start, rel=1e-12)
     if grid in CLEANEST:
         assert times[-1] == pytest.approx(path.t_min, abs=1e-9)
     else:
-        assert times[-1] == pytest.approx(19.0 if discrete else path.t_max / 50)
+        share = at_share(path, 1 / 50) if isinstance(path, EDMPath) else path.t_max / 50
+        assert times[-1] == pytest.approx(19.0 if discrete else share)
 
 
 @each_case
 def test_one_step_begins_at_the_noisy_end(path: GaussianPath, grid: Grid) -> None:
     """But for `leading`, which counts from the clean end, and the paper's quadratic, whose end is at 0.8 T."""
-    ends = {"leading": path.t_min, "quadratic_paper": 800 if isinstance(path, DiscretePath) else 0.8 * path.t_max}
+    paper = 800 if isinstance(path, DiscretePath) else at_share(path, 0.8)
+    ends = {"leading": path.t_min, "quadratic_paper": paper}
     assert time_grid(grid, path, 1) == [pytest.approx(ends.get(grid, path.t_max))]
 
 

@@ -256,8 +256,13 @@ def test_extreme_shares_stay_on_the_path(path: GaussianPath) -> None:
 
 @each_continuous
 def test_even_shares_of_a_continuous_path_are_even_times(path: ContinuousPath) -> None:
+    """On the edm path, whose time is sigma, even in log(sigma)."""
     t = path.training_time(torch.linspace(0, 1, 11, dtype=torch.float64))
-    torch.testing.assert_close(t, times_of(path, 11), rtol=1e-14, atol=0)
+    if isinstance(path, EDMPath):
+        torch.testing.assert_close(t.log().diff(), t.log().diff()[:1].expand(10), rtol=1e-12, atol=0)
+        assert t[[0, -1]].tolist() == pytest.approx([path.sigma_min, path.sigma_max], rel=1e-14)
+    else:
+        torch.testing.assert_close(t, times_of(path, 11), rtol=1e-14, atol=0)
 
 
 @each_path

@@ -165,4 +165,4 @@ def test_number_out_of_its_range_is_refused_by_name(member: type[Any], bad: dict
 def test_weighting_without_a_factor_is_not_a_weighting() -> None:
     one = torch.ones(1, dtype=torch.float64)
     with pytest.raises(NotImplementedError):
-        _Weighting().of_output(one, one, one)
+        _Weighting(kind="none").of_output(one, one, one)
