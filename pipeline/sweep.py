@@ -117,10 +117,13 @@ class Sweep:
 
     @property
     def implied(self) -> list[dict[str, str]]:
-        """Of each combination, the keys that were not swept and differ all the same, such as defaults."""
-        keys = dict.fromkeys(key for one in self.flat for key in one if key not in self.short_names)
+        """Of each combination, the keys that it does not set and that differ all the same, such as defaults."""
+        keys = dict.fromkeys(key for one in self.flat for key in one)
         differing = [key for key in keys if len({one.get(key) for one in self.flat}) > 1]
-        return [{key: one.get(key, "") for key in differing} for one in self.flat]
+        return [
+            {key: one.get(key, "") for key in differing if key not in combination.settings}
+            for one, combination in zip(self.flat, self.combinations, strict=True)
+        ]
 
     def words(self, settings: Mapping[str, str]) -> str:
         """Settings in a few words: `ddim, steps 20`."""
