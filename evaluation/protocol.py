@@ -40,6 +40,8 @@ class Protocol(Record):
     """Images drawn and scored as one batch."""
     sampler: dict[str, JsonValue]
     """The sampler's configuration."""
+    guidance: dict[str, JsonValue]
+    """The guidance's configuration."""
     extractor: ExtractorIdentity
     """The network whose features were compared."""
     reference: Reference

@@ -26,15 +26,21 @@ class Denoiser(Protocol):
 class NetworkDenoiser:
     """A network on its path, with what it was trained to predict."""
 
-    def __init__(self, network: nn.Module, path: GaussianPath, target: Target) -> None:
+    def __init__(self, network: nn.Module, path: GaussianPath, target: Target, label: Tensor | None = None) -> None:
         self.network = network
         self.path = path
         self.target = target
+        self.label = label
+
+    def of(self, label: Tensor) -> "NetworkDenoiser":
+        """The same for images of these labels. int64 [B], the batch that it will be asked about."""
+        return NetworkDenoiser(self.network, self.path, self.target, label)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
         convert = self.target.conversion(self.path, t)
         conditioning = self.path.conditioning(t).to(x_t.dtype)
-        output = self.network(expand(convert.scale, x_t) * x_t, conditioning).to(x_t.dtype)
+        label = () if self.label is None else (self.label,)
+        output = self.network(expand(convert.scale, x_t) * x_t, conditioning, *label).to(x_t.dtype)
         return Prediction(
             x0=expand(convert.x0_x, x_t) * x_t + expand(convert.x0_out, x_t) * output,
             eps=expand(convert.eps_x, x_t) * x_t + expand(convert.eps_out, x_t) * output,

@@ -25,6 +25,8 @@ class Stream(IntEnum):
     INITIAL_NOISE = 4
     STEP_NOISE = 5
     ORDER = 6
+    LABEL = 7
+    AUGMENTATION = 8
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -57,9 +59,14 @@ def words(seed: int, stream: Stream, index: Tensor, n: int, step: int = 0) -> Te
     return drawn.flatten(1)[:, :n]
 
 
+def uniforms(seed: int, stream: Stream, index: Tensor, n: int) -> Tensor:
+    """Uniform numbers in (0, 1), multiples of 2^-32 plus a half of that. index: int64 [B] -> float64 [B, n]."""
+    return (words(seed, stream, index, n).double() + 0.5) * 2.0**-32
+
+
 def uniform(seed: int, stream: Stream, index: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1), multiples of 2^-32 plus a half of that. index: int64 [B] -> float64 [B]."""
-    return (words(seed, stream, index, 1)[:, 0].double() + 0.5) * 2.0**-32
+    """One such number for each index. int64 [B] -> float64 [B]."""
+    return uniforms(seed, stream, index, 1)[:, 0]
 
 
 def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:

@@ -9,17 +9,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .ddpm_unet import DDPMUNet
-from .denoiser import NetworkDenoiser
+from .denoiser import Denoiser, NetworkDenoiser
+from .guidance import NO_GUIDANCE, Guidance
 from .images import to_uint8
+from .networks import Network
 from .paths import Path
 from .random import Stream, normal
 from .record import Record
 from .sampler import State
 from .samplers import Sampler
 from .targets import Eps, Target
-
-Network = DDPMUNet  # the choice of networks; a second one makes it a union on `kind`
 
 
 class ModelSpec(Record):
@@ -35,6 +34,8 @@ class ModelSpec(Record):
     """How data become noise."""
     target: Target = Eps()
     """What the network predicts."""
+    classes: int = Field(0, ge=0)
+    """Classes that the network is told of; 0: none."""
 
     @model_validator(mode="after")
     def _target_is_regular(self) -> Self:
@@ -48,27 +49,46 @@ class ModelSpec(Record):
 
     def build(self) -> nn.Module:
         """The network, freshly initialised from torch's global generator."""
-        return self.network.build(self.image_size, self.channels)
+        return self.network.build(self.image_size, self.channels, out_channels=self.channels, classes=self.classes)
 
 
 @torch.inference_mode()
-def trajectory(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Iterator[State]:
-    """Time and x_t of every image: the initial noise, then after each step. Image i depends on seed i alone.
+def trajectory(
+    spec: ModelSpec,
+    sampler: Sampler,
+    network: nn.Module,
+    seeds: Tensor,
+    label: Tensor | None = None,
+    guidance: Guidance = NO_GUIDANCE,
+) -> Iterator[State]:
+    """Time and x_t of all images: the initial noise, then after each step. Each depends on its seed and label alone.
 
-    seeds: int64 [N] >= 0, on the network's device. The states are float32 [N, C, H, W]; the last are the images.
+    seeds: int64 [N] >= 0, on the network's device; label: int64 [N], by default the seed modulo the number of classes,
+    which makes as many of each. The states are float32 [N, C, H, W]; the last are the images.
     """
     sampler.check(spec.path)
     start = sampler.start(spec.path)
     x = spec.path.prior_std(start) * normal(0, Stream.INITIAL_NOISE, seeds, spec.image_shape)
     step_noise = partial(_step_noise, seeds, spec.image_shape)
     yield State(start, x)
-    denoiser = NetworkDenoiser(network.eval(), spec.path, spec.target)
+    plain = NetworkDenoiser(network.eval(), spec.path, spec.target)
+    denoiser: Denoiser = plain
+    if spec.classes:
+        denoiser = guidance.guided(plain, seeds % spec.classes if label is None else label, null=spec.classes)
     yield from sampler.trajectory(denoiser, spec.path, x, step_noise)
 
 
-def generate(spec: ModelSpec, sampler: Sampler, network: nn.Module, seeds: Tensor) -> Tensor:
-    """The images of `seeds`. seeds: int64 [N] >= 0, on the network's device -> uint8 [N, H, W, C]."""
-    ((_, x),) = deque(trajectory(spec, sampler, network, seeds), maxlen=1)  # the states before the last are not kept
+def generate(
+    spec: ModelSpec,
+    sampler: Sampler,
+    network: nn.Module,
+    seeds: Tensor,
+    label: Tensor | None = None,
+    guidance: Guidance = NO_GUIDANCE,
+) -> Tensor:
+    """The images of `seeds`, as `trajectory` makes them. -> uint8 [N, H, W, C]."""
+    states = trajectory(spec, sampler, network, seeds, label, guidance)
+    ((_, x),) = deque(states, maxlen=1)  # the states before the last are not kept
     if not x.isfinite().all():
         raise FloatingPointError("images are not finite: NaN has no grey level")
     return to_uint8(x)

@@ -7,15 +7,22 @@ from pydantic import Field, model_validator
 
 from evaluation import Extractor
 from model import (
+    AUGMENT_LABELS,
+    Augmentation,
+    ClassLabels,
+    Conditioning,
     EMAConfig,
     Eps,
+    Guidance,
     ModelSpec,
     Network,
+    NoGuidance,
     Record,
     Sampler,
     Simple,
     Target,
     TimeSampling,
+    Unconditional,
     UniformTimes,
     Weighting,
 )
@@ -48,6 +55,8 @@ class TrainConfig(Record):
     """How much the error at each time counts in the loss."""
     times: TimeSampling = UniformTimes()
     """At which times the network is trained."""
+    augmentation: Augmentation | None = None
+    """Random changes of the training images, of which the network is told (ncsnpp, augment_labels: 9); null: none."""
     ema: EMAConfig = EMAConfig()
     """Average of the weights, from which images are sampled."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -76,6 +85,8 @@ class SampleConfig(Record):
     """Images drawn as one batch and written as one file; part of the protocol, since rounding depends on the batch."""
     sampler: Sampler
     """How noise becomes an image."""
+    guidance: Guidance = NoGuidance()
+    """How strongly the class of an image is followed."""
 
 
 class EvaluateConfig(Record):
@@ -134,6 +145,8 @@ class Config(Record):
     """How images become noise."""
     target: Target = Eps()
     """What the network predicts."""
+    conditioning: Conditioning = Unconditional()
+    """What the network is told of an image. Images are sampled of each class in turn: class = seed modulo classes."""
     train: TrainConfig
     """How long and how the network is trained; lengths are in images."""
     sample: SampleConfig
@@ -167,6 +180,19 @@ class Config(Record):
                 check()
             except ValueError as error:
                 mistakes.append(f"{section}: {error}")
+        if not isinstance(self.sample.guidance, NoGuidance) and not isinstance(self.conditioning, ClassLabels):
+            mistakes.append(
+                f"sample.guidance: {self.sample.guidance.kind} follows the class of an image, and the network is not "
+                "told of any; set conditioning.kind=class_label"
+            )
+        if self.train.augmentation is not None:
+            if getattr(self.network, "augment_labels", 0) != AUGMENT_LABELS:
+                mistakes.append(
+                    "train.augmentation: the network must be told how its images were changed; use "
+                    f"network.kind=ncsnpp with augment_labels: {AUGMENT_LABELS}"
+                )
+            if self.train.hflip:
+                mistakes.append("train.hflip: augmentation mirrors images, too, and says so; set one of them to none")
         if not mistakes:
             try:
                 self.train.weighting.check(self.path, self.target)
@@ -185,4 +211,5 @@ class Config(Record):
             network=self.network,
             path=self.path,
             target=self.target,
+            classes=self.conditioning.classes,
         )

@@ -241,11 +241,16 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     if work.heldout_images >= scores.FEWEST_IMAGES:
         heldout = work.features("heldout", extractor.digest)
         found |= _beside_real_images(work, names, samples, heldout, reference)
+    classes = run.config.conditioning.classes
+    if classes and extractor.kind == "classifier":
+        asked = (run.config.sample.seed + np.arange(len(samples.logits))) % classes
+        found["class_agreement"] = scores.Score(float((samples.logits.argmax(1) == asked).mean()))
     protocol = Protocol(
         images=run.config.sample.images,
         first_seed=run.config.sample.seed,
         chunk_images=run.config.sample.chunk_images,
         sampler=run.config.sample.sampler.model_dump(mode="json"),
+        guidance=run.config.sample.guidance.model_dump(mode="json"),
         extractor=extractor,
         reference=Reference(
             data_digest=run.results["prepare"].facts["data_digest"], split="train", images=work.train_images

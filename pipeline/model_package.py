@@ -27,7 +27,7 @@ class ModelPackage:
     weights: Path
     """Safetensors, the names as in `ModelSpec.build().state_dict()`."""
     description: Path
-    """`model.json`: {"format": 1, "spec": ModelSpec, "sampler": Sampler}."""
+    """`model.json`: {"format": 2, "spec": ModelSpec, "sampler": Sampler, "guidance": Guidance}."""
     config: Path
     """The resolved configuration, YAML."""
     protocol: Mapping[str, Any]
@@ -94,8 +94,9 @@ def _signature(spec: Mapping[str, Any]) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     image = (spec["image_size"], spec["image_size"], spec["channels"])
+    label = [ColSpec("long", "label", required=False)] if spec["classes"] else []
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "seed")]),
+        inputs=Schema([ColSpec("long", "seed"), *label]),
         outputs=Schema([TensorSpec(numpy.dtype("uint8"), (-1, *image))]),
     )
 

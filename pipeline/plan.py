@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config
+from .errors import DataError
 from .mlflow_store import redacted
 from .stage import Run
 from .terminal import Terminal
@@ -24,7 +25,7 @@ def plan(config: Config) -> dict[str, str]:
     train, sample = config.train, config.sample
     shape = f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}"
     return {
-        "run": run.folder.name,
+        "run": config.name,
         "data": f"{config.data.source.kind}, {shape}, {config.data.heldout_fraction:.0%} held out",
         "network": f"{config.network.kind}, {parameters(config):,} parameters",
         "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}",
@@ -38,13 +39,23 @@ def plan(config: Config) -> dict[str, str]:
         "cluster": f"{config.cluster.address}, {config.cluster.cpus_per_worker} CPU for each process, "
         f"device {config.cluster.device}",
         "tracking": redacted(run.tracking_uri),
-        "output": str(run.folder),
+        "output": _folder(run),
     }
+
+
+def _folder(run: Run) -> str:
+    """The run's folder, whose name depends on the data; the rest of the plan does without them."""
+    try:
+        return str(run.folder)
+    except DataError as error:
+        return f"in {run.output}; {error}"
 
 
 def _evaluations(config: Config) -> str:
     count = config.sample.sampler.evaluations(config.path)
-    return "network evaluations as it finds necessary" if count is None else f"{count:,} network evaluations each"
+    if count is None:
+        return "network evaluations as it finds necessary"
+    return f"{count * config.sample.guidance.evaluations:,} network evaluations each"
 
 
 def parameters(config: Config) -> int:

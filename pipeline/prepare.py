@@ -53,6 +53,12 @@ def check_prepared(run: Run) -> None:
         )
     if images < 2:
         raise DataError(f"data: {images} image to train on; scores need at least 2")
+    classes, found = config.conditioning.classes, len(index.class_names)
+    if classes and ((index.label < 0).any() or classes != found):
+        raise DataError(
+            f"conditioning.classes: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
+            f"conditioning.kind to none"
+        )
     extractor = config.evaluate.extractor
     if isinstance(extractor, Inception):
         read_weights(extractor)

@@ -78,8 +78,8 @@ class Register(Stage):
 
 def _describe(run: Run, path: Path) -> Path:
     """Writes what served_model.py needs beside the weights. -> `path`."""
-    spec, sampler = run.config.spec, run.config.sample.sampler
-    write_json(path, {"format": 1, "spec": spec.model_dump(mode="json"), "sampler": sampler.model_dump(mode="json")})
+    parts = {"spec": run.config.spec, "sampler": run.config.sample.sampler, "guidance": run.config.sample.guidance}
+    write_json(path, {"format": 2, **{name: part.model_dump(mode="json") for name, part in parts.items()}})
     return path
 
 

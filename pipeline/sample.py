@@ -169,7 +169,7 @@ class Drawer:
     def __init__(self, model_folder: Path, chunks: Chunks, threads: int) -> None:
         torch.set_num_threads(threads)
         self.chunks = chunks
-        self.sampler = chunks.config.sampler
+        self.sampler, self.guidance = chunks.config.sampler, chunks.config.guidance
         self.device = torch.device(chunks.device_type)
         self.spec = ModelSpec.model_validate_json((model_folder / SPEC).read_text())
         self.network = self.spec.build()
@@ -184,7 +184,8 @@ class Drawer:
         seeds = self.chunks.seeds(chunk)
         try:
             with images_counted(self.network) as count:
-                images = generate(self.spec, self.sampler, self.network, torch.from_numpy(seeds).to(self.device))
+                seeds_there = torch.from_numpy(seeds).to(self.device)
+                images = generate(self.spec, self.sampler, self.network, seeds_there, guidance=self.guidance)
         except FloatingPointError as error:
             raise TrainingError(
                 f"sample: seeds from {seeds[0]}: {error}; lower train.learning_rate, set sample.sampler.clip "
@@ -201,7 +202,7 @@ class Drawer:
     def draw_strip(self, path: Path) -> None:
         """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
         seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
-        states = list(trajectory(self.spec, self.sampler, self.network, seeds))
+        states = list(trajectory(self.spec, self.sampler, self.network, seeds, guidance=self.guidance))
         shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
         frames = np.stack([to_uint8(states[number].x).cpu().numpy() for number in shown])
         write_arrays(path, frames=frames, times=np.array([states[number].t for number in shown]))

@@ -37,6 +37,7 @@ class ServedModel(PythonModel):
         self._generate = package.generate
         self._spec = package.ModelSpec.model_validate(described["spec"])
         self._sampler = TypeAdapter(package.Sampler).validate_python(described["sampler"])
+        self._guidance = TypeAdapter(package.Guidance).validate_python(described["guidance"])
         with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
             network = self._spec.build()
         network.load_state_dict(load_file(context.artifacts["weights"]))
@@ -49,11 +50,20 @@ class ServedModel(PythonModel):
         model_input: pandas.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002  # likewise
     ) -> NDArray[numpy.uint8]:
-        """uint8 [N, H, W, C] for a column `seed` of N integers; image i depends on seed i alone."""
-        seeds = torch.from_numpy(_seeds(pandas.DataFrame(model_input))).to(self._device)
+        """uint8 [N, H, W, C] for a column `seed` of N integers; image i depends on row i alone.
+
+        A model of several classes takes a column `label`, too: the class of each image, by default seed modulo classes.
+        """
+        frame = pandas.DataFrame(model_input)
+        seeds = torch.from_numpy(_integers(frame, "seed", 2**63)).to(self._device)
+        labels = seeds % max(self._spec.classes, 1)
+        if "label" in frame:
+            if not self._spec.classes:
+                raise MlflowException.invalid_parameter_value("label: this model knows no classes; leave it out")
+            labels = torch.from_numpy(_integers(frame, "label", self._spec.classes)).to(self._device)
         chunks = [
-            self._generate(self._spec, self._sampler, self._network, chunk)
-            for chunk in torch.split(seeds, _CHUNK_IMAGES)
+            self._generate(self._spec, self._sampler, self._network, seed, label, self._guidance)
+            for seed, label in zip(torch.split(seeds, _CHUNK_IMAGES), torch.split(labels, _CHUNK_IMAGES), strict=True)
         ]
         return torch.cat(chunks).cpu().numpy()
 
@@ -77,25 +87,26 @@ def load_package(folder: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _seeds(frame: pandas.DataFrame) -> NDArray[numpy.int64]:
-    if "seed" not in frame:
+def _integers(frame: pandas.DataFrame, column: str, limit: int) -> NDArray[numpy.int64]:
+    if column not in frame:
         raise MlflowException.invalid_parameter_value(
-            f"no column 'seed', found {[*frame.columns]}; give it one integer for each image"
+            f"no column '{column}', found {[*frame.columns]}; give it one integer for each image"
         )
-    seeds: NDArray[Any] = frame["seed"].to_numpy()
-    if not 1 <= len(seeds) <= MAX_SEEDS:
+    values: NDArray[Any] = frame[column].to_numpy()
+    if not 1 <= len(values) <= MAX_SEEDS:
         raise MlflowException.invalid_parameter_value(
-            f"{len(seeds)} seeds, expected 1 to {MAX_SEEDS}; ask for more images in several requests"
+            f"{len(values)} seeds, expected 1 to {MAX_SEEDS}; ask for more images in several requests"
         )
-    if seeds.dtype.kind not in "iu":
+    if values.dtype.kind not in "iu":
         raise MlflowException.invalid_parameter_value(
-            f"seed: found {seeds.dtype}, expected integers, such as [0, 1, 2]"
+            f"{column}: found {values.dtype}, expected integers, such as [0, 1, 2]"
         )
-    if seeds.min() < 0 or seeds.max() >= 2**63:
+    if values.min() < 0 or values.max() >= limit:
+        highest = "2^63 - 1" if limit == 2**63 else limit - 1
         raise MlflowException.invalid_parameter_value(
-            f"seed: found {seeds.min()} to {seeds.max()}, expected 0 to 2^63 - 1"
+            f"{column}: found {values.min()} to {values.max()}, expected 0 to {highest}"
         )
-    return seeds.astype(numpy.int64)
+    return values.astype(numpy.int64)
 
 
 set_model(ServedModel())

@@ -45,6 +45,7 @@ class Train(Stage):
         return {
             "spec": identity(run.config.spec),
             "train": identity(run.config.train),
+            "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
         }
 
@@ -63,6 +64,7 @@ class Train(Stage):
                 job = TrainJob(
                     spec=config.spec,
                     train=config.train,
+                    conditioning=config.conditioning,
                     cache=config.data.cache,
                     threads=run.threads,
                     index_folder=str(run.results["prepare"].folder),

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
@@ -27,7 +27,18 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import EMA, ModelSpec, Stream, denoising_loss, normal, to_unit_range, words
+from model import (
+    AUGMENT_NUMBERS,
+    EMA,
+    Conditioning,
+    ModelSpec,
+    Stream,
+    denoising_loss,
+    normal,
+    to_unit_range,
+    uniforms,
+    words,
+)
 
 from .checkpoint import TrainState
 from .config import TrainConfig
@@ -46,6 +57,7 @@ class TrainJob:
 
     spec: ModelSpec
     train: TrainConfig
+    conditioning: Conditioning
     cache: Cache
     threads: int
     index_folder: str
@@ -73,6 +85,17 @@ def _mean(device: torch.device) -> "MeanMetric":
 
 def _world_size() -> int:
     return int(ray_train.get_context().get_world_size())
+
+
+class Batch(NamedTuple):
+    """A worker's share of one step."""
+
+    position: int
+    """Of its first image in the stream."""
+    images: Tensor
+    """uint8 [local_batch, H, W, C]."""
+    labels: Tensor
+    """int64 [local_batch]; -1 where the data have none."""
 
 
 class Worker:
@@ -121,8 +144,8 @@ class Worker:
         """Trains to the end, with checkpoints and points of the curve on the way; a loss that is not finite ends it."""
         meter = Meter(self.state.images_seen)
         final_images = self.config.steps * self.config.batch_size
-        for start, images in self._batches(final_images):
-            self._step(start, images)
+        for batch in self._batches(final_images):
+            self._step(batch)
             seen = self.state.images_seen
             last = seen >= final_images
             checkpoint_due = last or _passes(seen, self.config.batch_size, self.config.checkpoint_images)
@@ -132,40 +155,49 @@ class Worker:
             if checkpoint_due:
                 self._save()
 
-    def _batches(self, final_images: int) -> Iterator[tuple[int, Tensor]]:
-        """Of each step, the position of this worker's first image and its uint8 [local_batch, H, W, C].
-
-        One batch is read ahead, by a thread.
-        """
+    def _batches(self, final_images: int) -> Iterator[Batch]:
+        """This worker's share of each step. One is read ahead, by a thread."""
         starts = range(self.state.images_seen, final_images, self.config.batch_size)
         offsets = [start + self.rank * self.local_batch_size for start in starts]
         with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
             ahead = pool.submit(self._read, offsets[0]) if offsets else None
-            for current, following in zip(offsets, [*offsets[1:], None], strict=True):
-                assert ahead is not None
-                images = ahead.result()
+            for following in [*offsets[1:], None]:
+                if ahead is None:
+                    return
+                batch = ahead.result()
                 ahead = pool.submit(self._read, following) if following is not None else None
-                yield current, images
+                yield batch
 
-    def _read(self, position: int) -> Tensor:
+    def _read(self, position: int) -> Batch:
         samples: NDArray[np.int64] = self.order.samples(position, position + self.local_batch_size)
-        images = torch.from_numpy(self.reader.read(samples))
-        return images.pin_memory() if self.device.type == "cuda" else images
+        images, labels = torch.from_numpy(self.reader.read(samples)), torch.from_numpy(self.reader.labels[samples])
+        if self.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return Batch(position, images, labels)
 
-    def _step(self, position: int, images: Tensor) -> None:
-        """One optimizer step on the global batch, of which `images` is this worker's share."""
+    def _step(self, batch: Batch) -> None:
+        """One optimizer step on the global batch, of which `batch` is this worker's share."""
         config, state, spec = self.config, self.state, self.job.spec
+        position, images = batch.position, batch.images
         self._seed_dropout(position)
         positions = torch.arange(position, position + len(images), device=self.device)
         x0 = to_unit_range(images.to(self.device, non_blocking=True))
         if config.hflip:
             x0 = flip(x0, config.seed, positions)
+        augmented: Tensor | None = None
+        if config.augmentation is not None:
+            numbers = uniforms(config.seed, Stream.AUGMENTATION, positions, AUGMENT_NUMBERS)
+            x0, augmented = config.augmentation.augment(x0, numbers)
         shares = config.times.shares(config.seed, positions, config.batch_size)
         times = config.times.times(spec.path, shares, state.history)
         eps = normal(config.seed, Stream.NOISE, positions, spec.image_shape)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        label = self.job.conditioning.training_label(labels, config.seed, positions)
 
         with self._autocast():
-            losses = denoising_loss(self.step_network, spec.path, spec.target, config.weighting, x0, times.t, eps)
+            losses = denoising_loss(
+                self.step_network, spec.path, spec.target, config.weighting, x0, times.t, eps, label, augmented
+            )
         loss = (losses * times.importance).mean()
         state.optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,7 @@ PROTOCOL = Protocol(
     first_seed=0,
     chunk_images=250,
     sampler={"kind": "ddim", "steps": 50, "eta": 0.0, "grid": "quadratic"},
+    guidance={"kind": "none"},
     extractor=ExtractorIdentity(kind="classifier", layer="64", digest="a" * 64, resize="none"),
     reference=Reference(data_digest="b" * 64, split="train", images=1437),
     device_type="cpu",
@@ -85,7 +86,7 @@ def test_order_of_the_samplers_keys_does_not_matter() -> None:
 
 
 def test_digest_is_the_same_in_every_version_of_this_code() -> None:
-    assert PROTOCOL.digest == "54ef3432277db7229e0b0e22fd11356040983040ded8f09d869a680c3cb980bb"
+    assert PROTOCOL.digest == "8c7d4f20117a6940d9397799ddca9d509b4ec32920975a8f2321a3e13b04fe2d"
 
 
 def test_unknown_keys_are_refused() -> None:

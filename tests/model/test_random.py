@@ -62,7 +62,16 @@ def test_counter_words_are_index_block_and_step_with_stream() -> None:
 
 def test_stream_numbers_stay() -> None:
     numbers = {stream.name: stream.value for stream in Stream}
-    assert numbers == {"FLIP": 1, "TIME": 2, "NOISE": 3, "INITIAL_NOISE": 4, "STEP_NOISE": 5, "ORDER": 6}
+    assert numbers == {
+        "FLIP": 1,
+        "TIME": 2,
+        "NOISE": 3,
+        "INITIAL_NOISE": 4,
+        "STEP_NOISE": 5,
+        "ORDER": 6,
+        "LABEL": 7,
+        "AUGMENTATION": 8,
+    }
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7])

@@ -1,20 +1,22 @@
-"""The 35.7M network computes what diffusers' UNet2DModel, shaped as google/ddpm-cifar10-32, does with its weights."""
+"""The U-Nets compute what diffusers' UNet2DModel does with their weights: DDPM's 35.7M network, ADM's in both forms."""
 
 import math
 import re
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from model import DDPMUNet
-from model.ddpm_unet import UNet
+from model import ADMUNet, DDPMUNet
+
+from .small_networks import awake
 
 IMAGE_SIZE = 16  # half of CIFAR-10's, for speed; no weight depends on it
-BLOCKS_PER_LEVEL = 2
+CLASSES = 5
 TIMES = torch.tensor([0, 1, 998, 999])
+LABELS = torch.tensor([0, 3, 4, CLASSES])
 
 RESIDUAL = {"time_emb_proj": "time", "conv_shortcut": "shortcut"}
 ATTENTION = {
@@ -30,6 +32,7 @@ OUTSIDE = {
     "conv_in": "head",
     "conv_norm_out": "norm",
     "conv_out": "tail",
+    "class_embedding": "label_embedding",
 }
 BLOCK = re.compile(
     r"(?P<side>down|mid|up)_blocks?\.?(?P<level>\d*)\.(?P<kind>resnets|attentions|downsamplers|upsamplers)"
@@ -37,7 +40,7 @@ BLOCK = re.compile(
 )
 
 
-def our_name(theirs: str) -> str:
+def our_name(theirs: str, blocks_per_level: int) -> str:
     """Name of the same layer in our network: theirs count blocks by level, ours in one row."""
     if theirs in OUTSIDE:
         return OUTSIDE[theirs]
@@ -48,68 +51,96 @@ def our_name(theirs: str) -> str:
     if side == "mid":
         position = number
     else:
-        blocks = BLOCKS_PER_LEVEL + (side == "up")
+        blocks = blocks_per_level + (side == "up")
         position = int(found["level"]) * (blocks + 1) + (blocks if kind.endswith("samplers") else number)
     inner = {"resnets": "residual.", "attentions": "attention."}.get(kind, "")
     return f"{ {'mid': 'middle'}.get(side, side) }.{position}.{inner}{layer}"
 
 
-def copy_weights(theirs: UNet2DModel, ours: UNet) -> None:
+def copy_weights(theirs: Any, ours: nn.Module, blocks_per_level: int) -> None:
     """Every weight of theirs into ours, and every one of ours from theirs."""
     source = theirs.state_dict()
-    targets = dict(ours.named_parameters())
+    targets = {name: parameter.data for name, parameter in ours.named_parameters()}
+    for name in [name for name in targets if ".query_key_value.weight" in name or ".query_key_value.bias" in name]:
+        layer, _, kind = name.rpartition(".")  # ADM's one layer is their three
+        targets |= {f"{layer}.{part}.{kind}": third for part, third in enumerate(targets.pop(name).chunk(3))}
     for name, weight in source.items():
         layer, _, kind = name.rpartition(".")
-        target = targets.pop(f"{our_name(layer)}.{kind}")
-        target.data.copy_(weight.reshape(target.shape))  # their dense layers of attention are our 1x1 convolutions
+        target = targets.pop(f"{our_name(layer, blocks_per_level)}.{kind}")
+        target.copy_(weight.reshape(target.shape))  # their dense layers of attention are our 1x1 convolutions
     assert not targets
-
-
-def theirs_in_float64(channels: int) -> UNet2DModel:
-    network = UNet2DModel(
-        sample_size=IMAGE_SIZE,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(128, 256, 256, 256),
-        layers_per_block=BLOCKS_PER_LEVEL,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=None,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=1e-6,
-    )
-    for module in network.modules():
-        if isinstance(module, nn.GroupNorm):
-            nn.init.normal_(module.weight, 1, 0.1)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return network.double().eval()
 
 
 class Sinusoids(nn.Module):
     """Their time projection in float64: they compute it in float32 whatever the network's dtype."""
 
+    def __init__(self, *, sines_first: bool) -> None:
+        super().__init__()
+        self.sines_first = sines_first
+
     def forward(self, t: Tensor) -> Tensor:
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(64, dtype=torch.float64) / 63)
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(64, dtype=torch.float64) / (64 - self.sines_first))
         angles = t.double()[:, None] * frequencies.float().double()
-        return torch.cat((angles.sin(), angles.cos()), dim=1)
+        waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
+        return torch.cat(waves, dim=1)
 
 
-@pytest.fixture(scope="module")
-def networks() -> Iterator[tuple[UNet, UNet2DModel]]:
-    theirs = theirs_in_float64(channels=3)
-    ours = DDPMUNet(attention_sizes=(IMAGE_SIZE // 2,)).build(IMAGE_SIZE, channels=3).double().eval()
-    copy_weights(theirs, ours)
-    with torch.inference_mode():
-        yield ours, theirs
+DDPM: dict[str, Any] = {
+    "block_out_channels": (128, 256, 256, 256),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+ADM: dict[str, Any] = {
+    "block_out_channels": (128, 256),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 64,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 32,
+    "num_class_embeds": CLASSES + 1,
+}
+RESAMPLING: dict[str, Any] = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+}
+HALF = (IMAGE_SIZE // 2,)
+ADM_UNET = ADMUNet(channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=HALF)
 
 
-def test_same_weights_give_the_same_output(networks: tuple[UNet, UNet2DModel]) -> None:
-    ours, theirs = networks
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (DDPMUNet(attention_sizes=HALF), DDPM),
+        (ADM_UNET, ADM),
+        (ADMUNet(**ADM_UNET.model_dump() | {"head_channels": 64, "resample_in_blocks": True}), ADM | RESAMPLING),
+        (ADMUNet(**ADM_UNET.model_dump() | {"scale_shift_norm": False}), ADM | {"resnet_time_scale_shift": "default"}),
+    ],
+    ids=["ddpm", "improved ddpm", "adm", "time added"],
+)
+def test_same_weights_give_the_same_output(config: Any, options: dict[str, Any]) -> None:
+    theirs: Any = UNet2DModel(sample_size=IMAGE_SIZE, in_channels=3, out_channels=6, **options)  # type: ignore[no-untyped-call]
+    classes = CLASSES if "num_class_embeds" in options else 0
+    ours = config.build(IMAGE_SIZE, 3, 6, classes).double().eval()
+    copy_weights(awake(theirs).double().eval(), ours, config.blocks_per_level)
     x = torch.randn(len(TIMES), 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.float64)
-    output = ours(x, TIMES)
-    assert output.std() > 0.01  # something to compare
-    torch.testing.assert_close(output, theirs(x, TIMES).sample, rtol=0, atol=1e-4)  # their float32 time projection
-    theirs.time_proj = Sinusoids()
-    torch.testing.assert_close(output, theirs(x, TIMES).sample, rtol=0, atol=1e-9)
+    label = LABELS if classes else None
+    with torch.inference_mode():
+        output = ours(x, TIMES, label)
+        assert output.std() > 0.01  # something to compare
+        expected = theirs(x, TIMES, class_labels=label).sample  # with their float32 time projection
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-3)
+        theirs.time_proj = Sinusoids(sines_first=not options["flip_sin_to_cos"])
+        torch.testing.assert_close(output, theirs(x, TIMES, class_labels=label).sample, rtol=0, atol=1e-9)

@@ -13,8 +13,11 @@ from pipeline.keys import choices_markdown, kind_of
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "pipeline/runs/digits.yaml"
 UNIONS = {
+    "network": model.Network,
     "path": model.Path,
     "target": model.Target,
+    "conditioning": model.Conditioning,
+    "sample.guidance": model.Guidance,
     "train.weighting": model.Weighting,
     "train.times": model.TimeSampling,
     "sample.sampler": model.Sampler,
@@ -30,7 +33,12 @@ def section(config: Config, key: str) -> Any:
 
 @pytest.mark.parametrize(("key", "kind"), CHOICES, ids=[f"{key}={kind}" for key, kind in CHOICES])
 def test_every_kind_is_chosen_by_its_name_and_survives_the_file(key: str, kind: str, tmp_path: Path) -> None:
-    needed = {"path": ["target.kind=v"], "target": ["path.kind=vp_sde"]}.get(key, [])
+    classes = ["conditioning={kind: class_label, classes: 10}"]
+    needed = {"path": ["target.kind=v"], "target": ["path.kind=vp_sde"], "sample.guidance": classes}.get(key, [])
+    if key == "network" and kind in ("ddpm_unet", "adm_unet", "ncsnpp"):
+        needed = ["network.attention_sizes=[8]", "network.channel_multipliers=[1, 2]"]
+    if (key, kind) == ("conditioning", "class_label"):
+        needed = ["conditioning.classes=10"]
     steps = ["sample.sampler.steps=20"] if (key, kind) == ("sample.sampler", "ancestral") else []
     config = load(DIGITS, [*needed, f"{key}.kind={kind}", *steps], Config)
     assert section(config, key).kind == kind

@@ -52,6 +52,30 @@ def test_choices_that_contradict_each_other_are_refused_at_check(
     assert "use uniform" in message
 
 
+def test_guidance_without_classes_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "check", *digits, "sample.guidance.kind=classifier_free")
+    assert code == 2
+    assert "sample.guidance: classifier_free follows the class of an image" in message
+    assert "set conditioning.kind=class_label" in message
+
+
+def test_augmentation_that_the_network_is_not_told_of_is_refused(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = refused(capsys, "check", *digits, "train.augmentation.probability=0.1", "train.hflip=true")
+    assert code == 2
+    assert "train.augmentation: the network must be told how its images were changed; use" in message
+    assert "train.hflip: augmentation mirrors images, too, and says so" in message
+
+
+def test_another_number_of_classes_than_the_data_have_is_refused_after_packing(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = refused(capsys, "run", *digits, "conditioning={kind: class_label, classes: 12}")
+    assert code == 1
+    assert "conditioning.classes: 12, but the images have 10 classes" in message
+
+
 def test_a_network_too_deep_for_the_image_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, message = refused(capsys, "check", *digits, "network.channel_multipliers=[1,1,1,1,1]")
     assert code == 2

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DDIM, DDPMUNet, ModelSpec, VPLinear, generate
+from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, VPLinear, generate
 from pipeline.errors import TrackingError
 from pipeline.model_package import ModelPackage
 from pipeline.registry import Registered, judge, register
@@ -46,9 +46,10 @@ def package(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) 
     folder = tmp_path_factory.mktemp("package")
     save_file(network.state_dict(), folder / "weights.safetensors")
     described = {
-        "format": 1,
+        "format": 2,
         "spec": SPEC.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
+        "guidance": NO_GUIDANCE.model_dump(mode="json"),
     }
     (folder / "model.json").write_text(json.dumps(described))
     (folder / "config.yaml").write_text("name: digits\n")

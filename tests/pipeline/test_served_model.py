@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DDIM, DDPMUNet, ModelSpec, VPLinear, generate
+from model import DDIM, NO_GUIDANCE, ClassifierFreeGuidance, DDPMUNet, ModelSpec, VPLinear, generate
 from pipeline.model_package import ModelPackage, write_model
 
 SPEC = ModelSpec(
@@ -21,7 +21,9 @@ SPEC = ModelSpec(
     network=DDPMUNet(base_channels=32, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=()),
     path=VPLinear(),
 )
+CLASSES = SPEC.model_copy(update={"classes": 3})
 SAMPLER = DDIM(steps=3)
+GUIDANCE = ClassifierFreeGuidance(scale=2)
 
 # Said by MLflow's own modules while they are imported, about their own type hints.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -34,14 +36,34 @@ def network() -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
+def network_of_classes() -> torch.nn.Module:
+    torch.manual_seed(7)
+    network = CLASSES.build()
+    for parameter in network.parameters():  # a fresh network hardly looks at its label
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) -> Path:
     """The folder that is uploaded for a model version."""
-    folder = tmp_path_factory.mktemp("package")
+    return save(tmp_path_factory.mktemp("package"), SPEC, network)
+
+
+@pytest.fixture(scope="module")
+def served_with_classes(tmp_path_factory: pytest.TempPathFactory, network_of_classes: torch.nn.Module) -> Any:
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(save(tmp_path_factory.mktemp("classes"), CLASSES, network_of_classes)))
+
+
+def save(folder: Path, spec: ModelSpec, network: torch.nn.Module) -> Path:
     save_file(network.state_dict(), folder / "weights.safetensors")
     described = {
-        "format": 1,
-        "spec": SPEC.model_dump(mode="json"),
+        "format": 2,
+        "spec": spec.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
+        "guidance": (GUIDANCE if spec.classes else NO_GUIDANCE).model_dump(mode="json"),
     }
     (folder / "model.json").write_text(json.dumps(described))
     (folder / "config.yaml").write_text("name: digits\n")
@@ -86,6 +108,30 @@ def test_it_makes_the_images_that_the_pipeline_makes(served: Any, network: torch
     assert images.dtype == numpy.uint8
     assert images.shape == (2, 8, 8, 1)
     assert torch.equal(torch.from_numpy(images), generate(SPEC, SAMPLER, network, torch.tensor([3, 1_000_000_007])))
+
+
+def test_a_model_of_classes_draws_the_asked_ones_guided_or_each_in_turn(
+    served_with_classes: Any, network_of_classes: torch.nn.Module
+) -> None:
+    seeds = torch.tensor([3, 4, 5])
+
+    def expected(label: list[int]) -> torch.Tensor:
+        return generate(CLASSES, SAMPLER, network_of_classes, seeds, torch.tensor(label), GUIDANCE)
+
+    asked = served_with_classes.predict({"seed": [3, 4, 5], "label": [2, 2, 0]})
+    assert torch.equal(torch.from_numpy(asked), expected([2, 2, 0]))
+    in_turn = served_with_classes.predict({"seed": [3, 4, 5]})
+    assert torch.equal(torch.from_numpy(in_turn), expected([0, 1, 2]))
+    assert not numpy.array_equal(asked, in_turn)
+
+
+def test_labels_that_there_are_not_are_refused(served: Any, served_with_classes: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="label: found 3 to 3, expected 0 to 2"):
+        served_with_classes.predict({"seed": [1], "label": [3]})
+    with pytest.raises(MlflowException, match="label: this model knows no classes; leave it out"):
+        served.unwrap_python_model().predict(None, {"seed": [1], "label": [0]})
 
 
 def test_more_seeds_than_one_chunk_come_back_in_order(served: Any) -> None:
