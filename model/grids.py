@@ -103,7 +103,7 @@ def _lambda_uniform(path: GaussianPath, S: int) -> list[float]:
 
 
 def _lambda_ends(grid: str, path: GaussianPath) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lambda at t_min and at t_max."""
+    """The lambdas at t_min and at t_max."""
     if path.loses_image:
         raise ValueError(
             f"grid {grid} is even in the noise level, which is infinite where alpha = 0, as at the noisy end of this "

@@ -164,7 +164,7 @@ class StraightLine:
         self._flow = sigma > _LARGEST_TAU * alpha
 
     def scale(self, alpha: Number, sigma: Number) -> Number:
-        """X / y."""
+        """The factor x / y."""
         return alpha + sigma if self._flow else alpha
 
     def tau(self, alpha: Number, sigma: Number) -> Number:
@@ -177,5 +177,5 @@ class StraightLine:
         return self.path.time(-noise_to_data.log())
 
     def slope(self, prediction: Prediction) -> Tensor:
-        """Dy / dtau."""
+        """The slope dy / dtau."""
         return prediction.eps - prediction.x0 if self._flow else prediction.eps

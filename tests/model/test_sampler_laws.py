@@ -202,7 +202,7 @@ def test_twins_visit_the_same_states(one: Any, other: Any, path: Any) -> None:
     seed=st.integers(0, 2**20),
 )
 def test_vp_ddim_is_euler_in_the_space_of_sigma(path: Any, grid: Any, steps: int, seed: int) -> None:
-    """Y = x / alpha and s = sigma / alpha: dy = eps ds (Song et al. 2021, eq. 13). To 1e-12 of the size of x.
+    """With y = x / alpha and s = sigma / alpha: dy = eps ds (Song et al. 2021, eq. 13). To 1e-12 of the size of x.
 
     On vp_cosine y begins with x / 5e-5, whose last digits stay behind when the large terms have cancelled; there the
     size is that of the largest term so far.
