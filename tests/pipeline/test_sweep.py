@@ -135,8 +135,14 @@ def test_mlflow_has_one_run_with_a_line_for_each_series_and_no_model(swept: Swep
     assert page.data.params["sample.sampler.kind"] == "ddim, ancestral"
     assert page.data.params["sample.sampler.steps"] == "2, 3"
     assert page.data.params["train.images"] == "640"
-    assert "sample.sampler.eta" not in page.data.params  # not every combination has one
+    assert page.data.params["sample.sampler.eta"] == "0.0"  # of those that have one
+    assert page.data.params["sample.sampler.variance"] == "fixed_large"
     table = rows(folder)
+    assert [(row["sample.sampler.eta"], row["sample.sampler.variance"]) for row in table] == [
+        ("0.0", ""),
+        ("0.0", ""),
+        ("", "fixed_large"),
+    ]
     logged = {
         (series, point.step, point.value)
         for series in ("ddim", "ancestral")
