@@ -11,7 +11,7 @@ from .record import Record
 
 
 class Unconditional(Record):
-    """Nothing: images of all classes are one."""
+    """Nothing; the network is not told the class."""
 
     kind: Literal["none"] = "none"
 

@@ -14,7 +14,7 @@ from .record import Record
 
 
 class NoGuidance(Record):
-    """The network's prediction for the image's label."""
+    """The network's prediction as it is."""
 
     evaluations: ClassVar[int] = 1
     """Of the network for each one that the sampler asks for."""

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .continuous_paths import VESDE, EDMPath
+from .gaussian_path import GaussianPath
 from .unet import UNetConfig, group_count
 
 _ALMOST_ZERO = 1e-5  # gain of the layers that start with almost no effect
@@ -44,6 +46,14 @@ class NCSNpp(UNetConfig):
     """Share of activations that residual blocks drop in training."""
     augment_labels: int = Field(0, ge=0)
     """Numbers that say how an image was augmented, an input beside the time; 9 with `Augmentation`; 0: none."""
+
+    def check_path(self, path: GaussianPath) -> None:
+        """ValueError where random Fourier features would tell neighbouring times nothing of one another."""
+        if self.architecture == "ncsnpp" and not isinstance(path, VESDE | EDMPath):
+            raise ValueError(
+                "architecture ncsnpp sees the time by frequencies made for log(sigma) / 4, which the paths edm and "
+                "ve_sde tell; use one of these, or architecture ddpmpp"
+            )
 
     def build(self, image_size: int, channels: int, out_channels: int, classes: int) -> "SongUNet":
         """A freshly initialised network for square images of `image_size` pixels; `classes` 0: without labels."""

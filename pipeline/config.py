@@ -1,6 +1,6 @@
 """The schema of a run file: these records are the YAML, its checks, its help text and the objects that do the work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from model import (
     Eps,
     Guidance,
     ModelSpec,
+    NCSNpp,
     Network,
     NoGuidance,
     Record,
@@ -42,7 +43,7 @@ class TrainConfig(Record):
     num_workers: Annotated[int, Resource] = Field(1, ge=1)
     """Ray Train workers (one process each, one GPU each where there are GPUs); must divide batch_size."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of initial weights, data order, flips, times, noise and dropout."""
+    """Seed of initial weights, data order, flips, augmentation, times, noise, withheld classes and dropout."""
     learning_rate: float = Field(2e-4, gt=0)
     """Adam's step size after warm-up."""
     warmup_images: int = Field(0, ge=0)
@@ -172,6 +173,7 @@ class Config(Record):
             )
         checks: tuple[tuple[str, Callable[[], None]], ...] = (
             ("network", lambda: self.network.check_image_size(self.data.image_size)),
+            ("network", lambda: self.network.check_path(self.path) if isinstance(self.network, NCSNpp) else None),
             ("target", lambda: self.target.check(self.path)),
             ("sample.sampler", lambda: self.sample.sampler.check(self.path)),
         )
@@ -183,16 +185,14 @@ class Config(Record):
         if not isinstance(self.sample.guidance, NoGuidance) and not isinstance(self.conditioning, ClassLabels):
             mistakes.append(
                 f"sample.guidance: {self.sample.guidance.kind} follows the class of an image, and the network is not "
-                "told of any; set conditioning.kind=class_label"
+                'told of any; set conditioning="{kind: class_label, classes: N}"'
             )
-        if self.train.augmentation is not None:
-            if getattr(self.network, "augment_labels", 0) != AUGMENT_LABELS:
-                mistakes.append(
-                    "train.augmentation: the network must be told how its images were changed; use "
-                    f"network.kind=ncsnpp with augment_labels: {AUGMENT_LABELS}"
-                )
-            if self.train.hflip:
-                mistakes.append("train.hflip: augmentation mirrors images, too, and says so; set one of them to none")
+        elif not isinstance(self.sample.guidance, NoGuidance) and getattr(self.conditioning, "dropout", 0) == 0:
+            mistakes.append(
+                f"sample.guidance: {self.sample.guidance.kind} compares with images whose class is withheld, and "
+                "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
+            )
+        mistakes += self._augmentation_mistakes()
         if not mistakes:
             try:
                 self.train.weighting.check(self.path, self.target)
@@ -201,6 +201,26 @@ class Config(Record):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def _augmentation_mistakes(self) -> Iterator[str]:
+        told = getattr(self.network, "augment_labels", 0)
+        if self.train.augmentation is None:
+            if told:
+                yield (
+                    f"network.augment_labels: {told}, but train.augmentation is null, so there is nothing to tell; set "
+                    "one as the other"
+                )
+            return
+        if told != AUGMENT_LABELS:
+            yield (
+                "train.augmentation: the network must be told how its images were changed; use network.kind=ncsnpp "
+                f"with augment_labels: {AUGMENT_LABELS}"
+            )
+        if self.train.hflip:
+            yield (
+                "train.hflip: augmentation mirrors images, too, and tells the network; set train.hflip=false or "
+                "train.augmentation=null"
+            )
 
     @property
     def spec(self) -> ModelSpec:

@@ -94,9 +94,8 @@ def _signature(spec: Mapping[str, Any]) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     image = (spec["image_size"], spec["image_size"], spec["channels"])
-    label = [ColSpec("long", "label", required=False)] if spec["classes"] else []
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "seed"), *label]),
+        inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "label", required=False)]),
         outputs=Schema([TensorSpec(numpy.dtype("uint8"), (-1, *image))]),
     )
 

@@ -59,6 +59,12 @@ def check_prepared(run: Run) -> None:
             f"conditioning.classes: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
             f"conditioning.kind to none"
         )
+    missing = sorted(set(range(classes)) - set(index.label[index.ids("train")].tolist()))
+    if missing:
+        raise DataError(
+            f"conditioning: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
+            f"would not know it; leave it out of the labels, or hold out fewer images"
+        )
     extractor = config.evaluate.extractor
     if isinstance(extractor, Inception):
         read_weights(extractor)

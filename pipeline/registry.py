@@ -186,6 +186,6 @@ def _about(name: str) -> str:
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-images = model.predict({{"seed": [0, 1, 2]}})  # uint8 [3, H, W, C]; image i depends on seed i alone
+images = model.predict({{"seed": [0, 1, 2]}})  # uint8 [3, H, W, C]; image i depends on row i alone
 ```
 """

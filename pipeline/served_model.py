@@ -95,7 +95,7 @@ def _integers(frame: pandas.DataFrame, column: str, limit: int) -> NDArray[numpy
     values: NDArray[Any] = frame[column].to_numpy()
     if not 1 <= len(values) <= MAX_SEEDS:
         raise MlflowException.invalid_parameter_value(
-            f"{len(values)} seeds, expected 1 to {MAX_SEEDS}; ask for more images in several requests"
+            f"{len(values)} rows, expected 1 to {MAX_SEEDS}; ask for more images in several requests"
         )
     if values.dtype.kind not in "iu":
         raise MlflowException.invalid_parameter_value(

@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
         job = TrainJob(
             spec=run.config.spec,
             train=run.config.train,
+            conditioning=run.config.conditioning,
             cache="host",
             threads=1,
             index_folder=str(run.results["prepare"].folder),

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.__main__ import main
@@ -56,7 +57,35 @@ def test_guidance_without_classes_is_refused(digits: list[str], capsys: pytest.C
     code, message = refused(capsys, "check", *digits, "sample.guidance.kind=classifier_free")
     assert code == 2
     assert "sample.guidance: classifier_free follows the class of an image" in message
-    assert "set conditioning.kind=class_label" in message
+    assert 'set conditioning="{kind: class_label, classes: N}"' in message
+
+
+def test_guidance_away_from_a_prediction_that_was_never_trained_is_refused(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditioning = "conditioning={kind: class_label, classes: 10, dropout: 0}"
+    code, message = refused(capsys, "check", *digits, conditioning, "sample.guidance.kind=classifier_free")
+    assert code == 2
+    assert "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so" in message
+
+
+def test_a_class_without_a_training_image_is_named_after_packing(
+    tmp_path: Path, digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "two.npz", images=np.zeros((600, 8, 8), np.uint8), labels=np.arange(600) % 2 * 3)
+    file = tmp_path / "two.npz"
+    source = f"data.source={{kind: arrays, images: {file}, labels: {file}}}"
+    code, message = refused(capsys, "run", *digits, source, "conditioning={kind: class_label, classes: 4}")
+    assert code == 1
+    assert "conditioning: no image to train on has class 1, 2 of 4, so the network would not know it" in message
+
+
+def test_a_time_that_the_network_cannot_see_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    network = "network={kind: ncsnpp, architecture: ncsnpp, base_channels: 8, attention_sizes: [], augment_labels: 9}"
+    code, message = refused(capsys, "check", *digits, network)
+    assert code == 2
+    assert "network: architecture ncsnpp sees the time by frequencies made for log(sigma) / 4" in message
+    assert "network.augment_labels: 9, but train.augmentation is null, so there is nothing to tell" in message
 
 
 def test_augmentation_that_the_network_is_not_told_of_is_refused(
@@ -65,7 +94,7 @@ def test_augmentation_that_the_network_is_not_told_of_is_refused(
     code, message = refused(capsys, "check", *digits, "train.augmentation.probability=0.1", "train.hflip=true")
     assert code == 2
     assert "train.augmentation: the network must be told how its images were changed; use" in message
-    assert "train.hflip: augmentation mirrors images, too, and says so" in message
+    assert "train.hflip: augmentation mirrors images, too, and tells the network; set train.hflip=false" in message
 
 
 def test_another_number_of_classes_than_the_data_have_is_refused_after_packing(
@@ -127,7 +156,6 @@ def test_a_missing_weights_file_is_refused_before_training(
 def test_the_classifier_without_labels_is_refused_before_training(
     digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import numpy as np
 
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (300, 8, 8), np.uint8))
     code, message = refused(capsys, "run", *digits, f"data.source={{kind: arrays, images: {tmp_path / 'images.npy'}}}")

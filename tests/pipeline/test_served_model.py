@@ -131,7 +131,7 @@ def test_labels_that_there_are_not_are_refused(served: Any, served_with_classes:
     with pytest.raises(MlflowException, match="label: found 3 to 3, expected 0 to 2"):
         served_with_classes.predict({"seed": [1], "label": [3]})
     with pytest.raises(MlflowException, match="label: this model knows no classes; leave it out"):
-        served.unwrap_python_model().predict(None, {"seed": [1], "label": [0]})
+        served.predict({"seed": [1], "label": [0]})
 
 
 def test_more_seeds_than_one_chunk_come_back_in_order(served: Any) -> None:
@@ -154,8 +154,8 @@ def test_a_table_a_mapping_and_rows_ask_for_the_same(served: Any) -> None:
         ({"sed": [1]}, r"missing inputs \['seed'\]"),
         ({"seed": [1.5]}, "Can not safely convert float64 to int64"),
         ({"seed": [1, -2]}, r"seed: found -2 to 1, expected 0 to 2\^63 - 1"),
-        ({"seed": list(range(4097))}, "4097 seeds, expected 1 to 4096"),
-        ({"seed": []}, "0 seeds, expected 1 to 4096|safely convert"),
+        ({"seed": list(range(4097))}, "4097 rows, expected 1 to 4096"),
+        ({"seed": []}, "0 rows, expected 1 to 4096|safely convert"),
     ],
 )
 def test_a_wrong_request_is_told_why(served: Any, question: dict[str, Any], says: str) -> None:
