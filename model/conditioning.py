@@ -20,7 +20,7 @@ class Unconditional(Record):
         """Classes that the network is told of."""
         return 0
 
-    def training_label(self, labels: Tensor, seed: int, positions: Tensor) -> None:  # noqa: ARG002
+    def training_label(self, labels: Tensor, seed: int, positions: Tensor) -> None:  # noqa: ARG002  # as all of its kind
         """No label."""
         return
 

@@ -20,7 +20,7 @@ class NoGuidance(Record):
     """Of the network for each one that the sampler asks for."""
     kind: Literal["none"] = "none"
 
-    def guided(self, denoiser: NetworkDenoiser, label: Tensor, null: int) -> Denoiser:  # noqa: ARG002
+    def guided(self, denoiser: NetworkDenoiser, label: Tensor, null: int) -> Denoiser:  # noqa: ARG002  # as all of its kind
         """The denoiser of images with these labels. label: int64 [B]."""
         return denoiser.of(label)
 

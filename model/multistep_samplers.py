@@ -85,7 +85,7 @@ class UniPC(_LambdaSampler):
     order: ClassVar[int] = 3
     kind: Literal["unipc"] = "unipc"
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002  # as all of its kind
         before: Point | None = None
         begun, known = x, list[_Earlier]()  # where the last step began; images predicted so far, the newest first
         for now, after in self.pairs(path):

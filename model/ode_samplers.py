@@ -54,22 +54,26 @@ class _EDMSampler(GridSampler):
         x = alpha / now.alpha * x + alpha * math.sqrt(added) * self.s_noise * noise(now.number)
         return replace(now, t=t, alpha=alpha, sigma=sigma, lam=math.log(alpha / sigma)), x
 
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+        """Euler's step, corrected by Heun's where the order is 2."""
+        line = StraightLine(path)
+        for start, after in self.pairs(path):
+            now, x = self._churned(start, path, x, noise)
+            slope = line.slope(denoiser(x, now.times(x)))
+            length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
+            y = x / line.scale(now.alpha, now.sigma)
+            scale = line.scale(after.alpha, after.sigma)
+            x = scale * (y + length * slope)
+            if self.order == 2 and after.sigma > 0:
+                x = scale * (y + length * (slope + line.slope(denoiser(x, after.times(x)))) / 2)
+            yield State(after.t, x)
+
 
 class Euler(_EDMSampler):
     """Euler's method on the probability-flow ODE; without churn, DDIM with eta 0. Karras et al. 2022, section 4."""
 
     order: ClassVar[int] = 1
     kind: Literal["euler"] = "euler"
-
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
-        line = StraightLine(path)
-        for start, after in self.pairs(path):
-            now, x = self._churned(start, path, x, noise)
-            slope = line.slope(denoiser(x, now.times(x)))
-            length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
-            y = x / line.scale(now.alpha, now.sigma) + length * slope
-            x = line.scale(after.alpha, after.sigma) * y
-            yield State(after.t, x)
 
 
 class Heun(_EDMSampler):
@@ -85,19 +89,6 @@ class Heun(_EDMSampler):
 
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
         return 2 * self.steps - 1
-
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
-        line = StraightLine(path)
-        for start, after in self.pairs(path):
-            now, x = self._churned(start, path, x, noise)
-            slope = line.slope(denoiser(x, now.times(x)))
-            length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
-            y = x / line.scale(now.alpha, now.sigma)
-            scale = line.scale(after.alpha, after.sigma)
-            x = scale * (y + length * slope)
-            if after.sigma > 0:
-                x = scale * (y + length * (slope + line.slope(denoiser(x, after.times(x)))) / 2)
-            yield State(after.t, x)
 
 
 # Coefficients of Dormand & Prince 1980, table 2 (RK5(4)7M): rows of stages, and what the two orders differ by.
@@ -138,7 +129,7 @@ class RK45(SamplerBase):
     def evaluations(self, path: GaussianPath) -> None:  # noqa: ARG002  # the base class's signature
         return None
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002  # as all of its kind
         for state in self._integrate(denoiser, path, x, path.t_max, path.t_min):
             x = state.x
             yield state

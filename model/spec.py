@@ -47,6 +47,10 @@ class ModelSpec(Record):
         """(C, H, W)."""
         return (self.channels, self.image_size, self.image_size)
 
+    def default_label(self, seeds: Tensor) -> Tensor:
+        """The class of each image where none is asked for: its seed modulo their number. int64 [N] -> int64 [N]."""
+        return seeds % max(self.classes, 1)
+
     def build(self) -> nn.Module:
         """The network, freshly initialised from torch's global generator."""
         return self.network.build(self.image_size, self.channels, out_channels=self.channels, classes=self.classes)
@@ -74,7 +78,7 @@ def trajectory(
     plain = NetworkDenoiser(network.eval(), spec.path, spec.target)
     denoiser: Denoiser = plain
     if spec.classes:
-        denoiser = guidance.guided(plain, seeds % spec.classes if label is None else label, null=spec.classes)
+        denoiser = guidance.guided(plain, spec.default_label(seeds) if label is None else label, null=spec.classes)
     yield from sampler.trajectory(denoiser, spec.path, x, step_noise)
 
 

@@ -58,7 +58,7 @@ class _TimeSampling(Record):
         """Of each image a number in (0, 1). positions: int64 [B]; batch_size: of the global batch -> float64 [B]."""
         return uniform(seed, Stream.TIME, positions)
 
-    def times(self, path: GaussianPath, shares: Tensor, history: LossHistory | None) -> Times:  # noqa: ARG002
+    def times(self, path: GaussianPath, shares: Tensor, history: LossHistory | None) -> Times:  # noqa: ARG002  # as all of its kind
         """What the shares stand for on this path."""
         return Times(path.training_time(shares), torch.ones_like(shares, dtype=torch.float32))
 
@@ -105,7 +105,7 @@ class LogitNormalTimes(_TimeSampling):
     std: float = Field(1.0, gt=0)
     """Of log(sigma / alpha)."""
 
-    def times(self, path: GaussianPath, shares: Tensor, history: LossHistory | None) -> Times:  # noqa: ARG002
+    def times(self, path: GaussianPath, shares: Tensor, history: LossHistory | None) -> Times:  # noqa: ARG002  # as all of its kind
         t = path.time(-(self.mean + self.std * torch.special.ndtri(shares)))
         return Times(path.nearest_training_time(t), torch.ones_like(shares, dtype=torch.float32))
 

@@ -44,7 +44,7 @@ class Simple(_Weighting):
 
     kind: Literal["simple"] = "simple"
 
-    def of_output(self, alpha: Tensor, sigma: Tensor, x0_out: Tensor) -> Tensor:  # noqa: ARG002
+    def of_output(self, alpha: Tensor, sigma: Tensor, x0_out: Tensor) -> Tensor:  # noqa: ARG002  # as all of its kind
         return torch.ones_like(x0_out)
 
 

@@ -178,10 +178,7 @@ class Config(Record):
             ("sample.sampler", lambda: self.sample.sampler.check(self.path)),
         )
         for section, check in checks:
-            try:
-                check()
-            except ValueError as error:
-                mistakes.append(f"{section}: {error}")
+            mistakes += _refusal(section, check)
         if not isinstance(self.sample.guidance, NoGuidance) and not isinstance(self.conditioning, ClassLabels):
             mistakes.append(
                 f"sample.guidance: {self.sample.guidance.kind} follows the class of an image, and the network is not "
@@ -193,11 +190,8 @@ class Config(Record):
                 "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
             )
         mistakes += self._augmentation_mistakes()
-        if not mistakes:
-            try:
-                self.train.weighting.check(self.path, self.target)
-            except ValueError as error:
-                mistakes.append(f"train.weighting: {error}")
+        if not mistakes:  # where the target is singular, so are its weights
+            mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -233,3 +227,12 @@ class Config(Record):
             target=self.target,
             classes=self.conditioning.classes,
         )
+
+
+def _refusal(section: str, check: Callable[[], None]) -> list[str]:
+    """What `check` has against this section; empty where nothing."""
+    try:
+        check()
+    except ValueError as error:
+        return [f"{section}: {error}"]
+    return []

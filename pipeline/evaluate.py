@@ -241,9 +241,9 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     if work.heldout_images >= scores.FEWEST_IMAGES:
         heldout = work.features("heldout", extractor.digest)
         found |= _beside_real_images(work, names, samples, heldout, reference)
-    classes = run.config.conditioning.classes
-    if classes and extractor.kind == "classifier":
-        asked = (run.config.sample.seed + np.arange(len(samples.logits))) % classes
+    spec = run.config.spec
+    if spec.classes and extractor.kind == "classifier":
+        asked = spec.default_label(run.config.sample.seed + torch.arange(len(samples.logits))).numpy()
         found["class_agreement"] = scores.Score(float((samples.logits.argmax(1) == asked).mean()))
     protocol = Protocol(
         images=run.config.sample.images,

@@ -56,7 +56,7 @@ class ServedModel(PythonModel):
         """
         frame = pandas.DataFrame(model_input)
         seeds = torch.from_numpy(_integers(frame, "seed", 2**63)).to(self._device)
-        labels = seeds % max(self._spec.classes, 1)
+        labels = self._spec.default_label(seeds)
         if "label" in frame:
             if not self._spec.classes:
                 raise MlflowException.invalid_parameter_value("label: this model knows no classes; leave it out")

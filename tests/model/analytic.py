@@ -17,6 +17,8 @@ from model import GaussianPath, Path, Prediction, Sampler, State, Stream, VPLine
 from model.denoiser import Denoiser, coefficients
 from model.sampler import NoiseSource
 
+from .unions import admits
+
 SAMPLERS: tuple[type[Any], ...] = get_args(get_args(Sampler)[0])
 """Every sampler there is; a new member of the union is tested by every test that walks over these."""
 PATHS: list[Any] = [member() for member in get_args(get_args(Path)[0])] + [VPLinear(zero_terminal_snr=True)]
@@ -240,15 +242,6 @@ def _options(name: str, annotation: Any, metadata: list[Any]) -> list[dict[str, 
     if len(bounds) != 2:
         raise LookupError(f"option {name} has no two bounds to try; say in OPEN_ENDED what to try of it")
     return [{name: bound} for bound in (bounds[0], sum(bounds) / 2, bounds[1])]
-
-
-def admits(sampler: Any, path: GaussianPath) -> bool:
-    """Whether the sampler can walk along the path."""
-    try:
-        sampler.check(path)
-    except ValueError:
-        return False
-    return True
 
 
 def admitted(samplers: list[Any], paths: list[Any]) -> list[Any]:

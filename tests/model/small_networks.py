@@ -27,7 +27,7 @@ Module = TypeVar("Module", bound=nn.Module)
 IMAGE_SIZE = 8
 CLOSEST = 0.37
 """Root mean squared difference of the two most similar of the images that `overfit` learns; 0.75 is usual."""
-_LEVELS: dict[str, Any] = {
+LEVELS: dict[str, Any] = {
     "base_channels": 16,
     "channel_multipliers": (1, 2),
     "blocks_per_level": 1,
@@ -35,11 +35,11 @@ _LEVELS: dict[str, Any] = {
     "dropout": 0.0,
 }
 SMALL: dict[str, Any] = {
-    "ddpm_unet": DDPMUNet(**_LEVELS),
-    "adm_unet": ADMUNet(**_LEVELS),
+    "ddpm_unet": DDPMUNet(**LEVELS),
+    "adm_unet": ADMUNet(**LEVELS),
     "dit": DiT(width=96, depth=2, heads=4, patch_size=4),
     "simple_unet": SimpleUNet(base_channels=16),
-    "ncsnpp": NCSNpp(**_LEVELS),
+    "ncsnpp": NCSNpp(**LEVELS),
 }
 KINDS: list[str] = [member.model_fields["kind"].default for member in members(Network)]
 

@@ -21,19 +21,14 @@ from model.ncsnpp import AttentionBlock, Condition, Downsample, NCSNpp, Residual
 from model.targets import EDM, Eps, Target
 from model.weightings import Simple
 
+from .small_networks import LEVELS
+
 ARCHITECTURES = ["ddpmpp", "ncsnpp"]
 TAPS = {"ddpmpp": (1, 1), "ncsnpp": (1, 3, 3, 1)}
-NARROW: dict[str, Any] = {
-    "base_channels": 16,
-    "channel_multipliers": (1, 2),
-    "blocks_per_level": 1,
-    "attention_sizes": (4,),
-    "dropout": 0.0,
-}
 
 
 def narrow(architecture: str, channels: int = 1, classes: int = 0, **changes: Any) -> SongUNet:
-    config = NCSNpp.model_validate(NARROW | {"architecture": architecture} | changes)
+    config = NCSNpp.model_validate(LEVELS | {"architecture": architecture} | changes)
     return config.build(image_size=8, channels=channels, out_channels=channels, classes=classes)
 
 

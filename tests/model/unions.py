@@ -31,15 +31,16 @@ WEIGHTINGS = with_defaults(Weighting)
 SAMPLINGS = with_defaults(TimeSampling)
 
 
-def admitted(target: Any, path: GaussianPath) -> bool:
+def admits(component: Any, path: GaussianPath) -> bool:
+    """Whether this target or sampler can do with the path."""
     try:
-        target.check(path)
+        component.check(path)
     except ValueError:
         return False
     return True
 
 
-PAIRS = [(path, target) for path in PATHS for target in TARGETS if admitted(target, path)]
+PAIRS = [(path, target) for path in PATHS for target in TARGETS if admits(target, path)]
 each_path = pytest.mark.parametrize("path", PATHS, ids=name_of)
 each_pair = pytest.mark.parametrize(
     ("path", "target"), PAIRS, ids=[f"{name_of(path)}-{name_of(target)}" for path, target in PAIRS]
