@@ -4,7 +4,9 @@ printing.
 
 from .adm_unet import ADMUNet
 from .augmentation import AUGMENT_LABELS, AUGMENT_NUMBERS, Augmentation
+from .bound import bound_term, prior_term
 from .chain_samplers import DDIM, Ancestral, PredictorCorrector
+from .codec import Codec, IdentityCodec
 from .conditioning import ClassLabels, Conditioning, Unconditional
 from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
 from .ddpm_unet import DDPMUNet
@@ -13,13 +15,15 @@ from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
 from .ema import EMA, EMAConfig
 from .gaussian_path import GaussianPath
+from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
-from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, Guidance, NoGuidance
+from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, ClassifierGuidance, Guidance, NoGuidance
 from .images import to_uint8, to_unit_range
 from .multistep_samplers import DPMSolverPP, UniPC
 from .ncsnpp import NCSNpp
 from .networks import Network
-from .objectives import denoising_loss
+from .noisy_classifier import NoisyClassifier
+from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
 from .random import Stream, normal, philox, uniform, uniforms, words
@@ -27,9 +31,10 @@ from .record import Record
 from .sampler import State
 from .samplers import Sampler
 from .simple_unet import SimpleUNet
-from .spec import ModelSpec, generate, trajectory
+from .spec import ModelSpec
 from .targets import Eps, Target
 from .times import LossHistory, Times, TimeSampling, UniformTimes
+from .variance import FixedVariance, LearnedRange, Variance
 from .weightings import Simple, Weighting
 
 __all__ = [
@@ -46,25 +51,34 @@ __all__ = [
     "Augmentation",
     "ClassLabels",
     "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Classifying",
+    "Codec",
     "Conditioning",
     "DDPMUNet",
     "DPMSolverPP",
     "Denoiser",
+    "Denoising",
     "DiT",
     "EDMPath",
     "EMAConfig",
     "Eps",
     "Euler",
+    "FixedVariance",
     "GaussianPath",
     "Grid",
     "Guidance",
     "Heun",
+    "IdentityCodec",
+    "LearnedRange",
     "LossHistory",
     "ModelSpec",
     "NCSNpp",
     "Network",
     "NetworkDenoiser",
     "NoGuidance",
+    "NoisyClassifier",
+    "Objective",
     "Path",
     "Prediction",
     "PredictorCorrector",
@@ -79,6 +93,7 @@ __all__ = [
     "Target",
     "TimeSampling",
     "Times",
+    "TrainedModel",
     "Unconditional",
     "UniPC",
     "UniformTimes",
@@ -86,11 +101,16 @@ __all__ = [
     "VPLinear",
     "VPScaledLinear",
     "VPSigmoid",
+    "Variance",
     "Weighting",
+    "bound_term",
+    "default_label",
     "denoising_loss",
     "generate",
+    "last",
     "normal",
     "philox",
+    "prior_term",
     "time_grid",
     "to_uint8",
     "to_unit_range",

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Prediction
 from .gaussian_path import GaussianPath
 from .grids import Grid
 from .sampler import GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
@@ -24,18 +24,28 @@ class Ancestral(GridSampler):
     kind: Literal["ancestral"] = "ancestral"
     steps: int = Field(1000, ge=1)
     """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
-    """Variance of a step: beta_tilde (the posterior's) or beta; the DDPM paper reports fixed_large for CIFAR-10, where
-    steps are many; with few, or where noise explodes (edm, ve_sde), fixed_small is the better one."""
+    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
+    """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
+    it; the DDPM paper reports fixed_large for CIFAR-10, where steps are many; with few, or where noise explodes (edm,
+    ve_sde), fixed_small is the better one."""
 
     def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
         for now, after in self.pairs(path):
-            x = posterior_mean(now, after, x, denoiser(x, now.times(x)).x0)
+            prediction = denoiser(x, now.times(x))
+            x = posterior_mean(now, after, x, prediction.x0)
             if after.sigma > 0:
-                small = self.variance == "fixed_small"
-                std = posterior_std(now, after) if small else math.sqrt(max(transition_variance(now, after), 0.0))
-                x = x + std * noise(now.number)
+                x = x + self._std(now, after, prediction) * noise(now.number)
             yield State(after.t, x)
+
+    def _std(self, now: Point, after: Point, prediction: Prediction) -> float | Tensor:
+        small, large = posterior_std(now, after), math.sqrt(max(transition_variance(now, after), 0.0))
+        if self.variance == "fixed_small":
+            return small
+        if self.variance == "fixed_large":
+            return large
+        if prediction.variance_share is None:
+            raise ValueError("variance learned, but the model has none; use fixed_small or fixed_large")
+        return small * (prediction.variance_share * math.log(large / small)).exp()
 
 
 class DDIM(GridSampler):

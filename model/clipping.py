@@ -1,5 +1,6 @@
 """Keeping the predicted image within its range while sampling."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,9 +23,9 @@ def clipped(denoiser: Denoiser, path: GaussianPath, clip: Clip, eps_follows: boo
         prediction = denoiser(x_t, t)
         x0 = _threshold(prediction.x0) if clip.startswith("dynamic") else prediction.x0.clamp(-1, 1)
         if not (eps_follows or clip.endswith("_and_eps")):
-            return Prediction(x0, prediction.eps)
+            return replace(prediction, x0=x0)
         alpha, sigma = coefficients(path, t, x_t)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
+        return replace(prediction, x0=x0, eps=(x_t - alpha * x0) / sigma)
 
     return clipping
 

@@ -185,7 +185,7 @@ class Drawer:
         try:
             with images_counted(self.network) as count:
                 seeds_there = torch.from_numpy(seeds).to(self.device)
-                images = generate(self.spec, self.sampler, self.network, seeds_there, guidance=self.guidance)
+                images = generate(self.model, self.sampler, seeds_there, guidance=self.guidance)
         except FloatingPointError as error:
             raise TrainingError(
                 f"sample: seeds from {seeds[0]}: {error}; lower train.learning_rate, set sample.sampler.clip "
@@ -202,7 +202,7 @@ class Drawer:
     def draw_strip(self, path: Path) -> None:
         """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
         seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
-        states = list(trajectory(self.spec, self.sampler, self.network, seeds, guidance=self.guidance))
+        states = list(trajectory(self.model, self.sampler, seeds, guidance=self.guidance))
         shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
         frames = np.stack([to_uint8(states[number].x).cpu().numpy() for number in shown])
         write_arrays(path, frames=frames, times=np.array([states[number].t for number in shown]))

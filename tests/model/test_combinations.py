@@ -24,6 +24,7 @@ from model import (
     RectifiedFlow,
     Sampler,
     State,
+    TrainedModel,
     UniPC,
     VPLinear,
     denoising_loss,
@@ -130,7 +131,7 @@ def check_walk(path: GaussianPath, target: Any, sampler: Any) -> None:
     """From noise to finite images within the range of clipping, at falling times, in as many calls as declared."""
     sampler = TypeAdapter(Sampler).validate_python(sampler.model_dump())
     network = SmallNetwork()
-    states: list[State] = list(trajectory(spec_of(path, target), sampler, network, SEEDS))
+    states: list[State] = list(trajectory(TrainedModel(spec_of(path, target), network), sampler, SEEDS))
     times = [t for t, _ in states]
     assert times[0] == sampler.start(path)
     assert times[-1] == path.t_data
@@ -149,7 +150,7 @@ def test_admitted_path_target_and_sampler_make_images(path: GaussianPath, target
     message = refusal_of_sampler(sampler, path)
     if message:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            next(trajectory(spec_of(path, target), sampler, SmallNetwork(), SEEDS))
+            next(trajectory(TrainedModel(spec_of(path, target), SmallNetwork()), sampler, SEEDS))
     else:
         check_walk(path, target, sampler)
 
@@ -186,7 +187,7 @@ def test_every_sampler_walks_every_grid_or_refuses_it_with_the_reason(path: Gaus
 def test_every_sampler_takes_every_way_of_clipping(member: type[Any], clip: Any) -> None:
     for path, target in ((VPLinear(), Eps()), (RectifiedFlow(), V())):
         sampler = variants(member)[0].model_copy(update={"clip": clip})
-        states = list(islice(trajectory(spec_of(path, target), sampler, SmallNetwork(), SEEDS), 3))
+        states = list(islice(trajectory(TrainedModel(spec_of(path, target), SmallNetwork()), sampler, SEEDS), 3))
         assert all(x.isfinite().all() for _, x in states)
 
 
@@ -228,7 +229,7 @@ def test_times_visited_twice_are_refused_by_samplers_that_extrapolate(sampler: A
 def test_times_visited_twice_do_no_harm_to_the_others(sampler: Any) -> None:
     """A step of length 0 leaves the image alone, or adds no noise that was not taken."""
     repeating = sampler.model_copy(update={"grid": "quadratic_paper", "steps": 50})
-    states = list(trajectory(spec_of(VPLinear(), Eps()), repeating, SmallNetwork(), SEEDS))
+    states = list(trajectory(TrainedModel(spec_of(VPLinear(), Eps()), SmallNetwork()), repeating, SEEDS))
     assert len(states) == 51
     assert all(x.isfinite().all() for _, x in states)
     (first,) = (i for i, (now, after) in enumerate(pairwise(states)) if now.t == after.t)

@@ -23,6 +23,7 @@ from model import (
     Prediction,
     PredictorCorrector,
     RectifiedFlow,
+    TrainedModel,
     UniPC,
     VPLinear,
     time_grid,
@@ -243,7 +244,7 @@ def test_drawn_images_have_the_samplers_exact_moments(sampler: Any) -> None:
     denoiser = two_pixels(PATH)
     _, mean, covariance = exact_moments(sampler, denoiser, lambda _: standard_normal(2))[-1]
     spec = ModelSpec(image_size=2, channels=1, network=DDPMUNet(), path=PATH)
-    for state in trajectory(spec, sampler, EpsNetwork(EachRow(denoiser)), torch.arange(1000)):
+    for state in trajectory(TrainedModel(spec, EpsNetwork(EachRow(denoiser))), sampler, torch.arange(1000)):
         last = state.x.double()
     assert standard_errors(last.view(-1, 1, 1, 2), mean, covariance) < 4
 

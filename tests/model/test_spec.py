@@ -22,6 +22,7 @@ from model import (
     Sampler,
     State,
     Stream,
+    TrainedModel,
     VPCosine,
     VPLinear,
     denoising_loss,
@@ -74,7 +75,7 @@ def network() -> torch.nn.Module:
 
 
 def last_of(spec: ModelSpec, sampler: Any, network: torch.nn.Module, seeds: Tensor) -> Tensor:
-    return list(trajectory(spec, sampler, network, seeds))[-1].x
+    return list(trajectory(TrainedModel(spec, network), sampler, seeds))[-1].x
 
 
 def in_float64(sampler: Any, network: torch.nn.Module, seeds: Tensor) -> Tensor:
@@ -99,11 +100,11 @@ def test_an_image_depends_on_its_seed_alone(sampler: Any, network: torch.nn.Modu
 
 @each_sampler
 def test_chunks_of_any_size_give_the_same_pictures(sampler: Any, network: torch.nn.Module) -> None:
-    """But for the rounding of single grey levels."""
-    alone = torch.cat([generate(SPEC, sampler, network, seed[None]) for seed in SEEDS])
-    difference = (generate(SPEC, sampler, network, SEEDS).int() - alone.int()).abs()
+    """But for the rounding of single grey levels, of which steps that adapt to it make a few more."""
+    alone = torch.cat([generate(TrainedModel(SPEC, network), sampler, seed[None]) for seed in SEEDS])
+    difference = (generate(TrainedModel(SPEC, network), sampler, SEEDS).int() - alone.int()).abs()
     assert difference.max() <= 1
-    assert difference.count_nonzero() <= 2
+    assert difference.count_nonzero() <= 0.03 * difference.numel()
 
 
 @each_sampler
@@ -113,12 +114,12 @@ def test_same_chunk_is_the_same_bitwise(sampler: Any, network: torch.nn.Module) 
 
 @each_sampler
 def test_other_seeds_give_other_images(sampler: Any, network: torch.nn.Module) -> None:
-    pictures = generate(SPEC, sampler, network, torch.arange(20))
+    pictures = generate(TrainedModel(SPEC, network), sampler, torch.arange(20))
     assert len({picture.numpy().tobytes() for picture in pictures}) == 20
 
 
 def test_trajectory_is_the_noise_then_every_step(network: torch.nn.Module) -> None:
-    states = list(trajectory(SPEC, DDIM(steps=5), network, SEEDS))
+    states = list(trajectory(TrainedModel(SPEC, network), DDIM(steps=5), SEEDS))
     assert len(states) == 6
     assert all(x.shape == (5, 1, 8, 8) and x.dtype == torch.float32 for _, x in states)
     assert torch.equal(states[0].x, normal(0, Stream.INITIAL_NOISE, SEEDS, (1, 8, 8)))
@@ -130,7 +131,7 @@ def test_trajectory_begins_with_noise_as_wide_as_the_paths(path: GaussianPath, n
     spec = ModelSpec.model_validate(SPEC.model_dump() | {"path": path, "target": V()})
     for grid in ("uniform", "leading"):
         sampler = DDIM(steps=5, grid=grid)
-        first = next(iter(trajectory(spec, sampler, network, SEEDS)))
+        first = next(iter(trajectory(TrainedModel(spec, network), sampler, SEEDS)))
         assert first.t == sampler.start(path)
         expected = path.prior_std(first.t) * normal(0, Stream.INITIAL_NOISE, SEEDS, (1, 8, 8))
         assert torch.equal(first.x, expected)
@@ -145,7 +146,7 @@ def test_prior_is_as_wide_as_sigma_where_variance_is_not_preserved() -> None:
 
 def test_sampler_that_cannot_walk_the_path_is_refused_before_anything_is_drawn(network: torch.nn.Module) -> None:
     with pytest.raises(ValueError, match="no grid of 1001"):
-        next(trajectory(SPEC, DDIM(steps=1001), network, SEEDS))
+        next(trajectory(TrainedModel(SPEC, network), DDIM(steps=1001), SEEDS))
 
 
 class BareNoise(DDIM):
@@ -157,14 +158,14 @@ class BareNoise(DDIM):
 
 def test_step_noise_is_of_the_seed_and_the_step_and_not_the_initial_noise(network: torch.nn.Module) -> None:
     """Were step 0's the initial noise, it would add the very noise that it has just taken away."""
-    initial, *offered = trajectory(SPEC, BareNoise(steps=3), network, SEEDS)
+    initial, *offered = trajectory(TrainedModel(SPEC, network), BareNoise(steps=3), SEEDS)
     expected = [normal(0, Stream.STEP_NOISE, SEEDS, (1, 8, 8), step) for step in range(3)]
     assert all(torch.equal(a.x, b) for a, b in zip(offered, expected, strict=True))
     assert not torch.equal(initial.x, offered[0].x)
 
 
 def test_generate_is_the_end_of_the_trajectory_in_uint8(network: torch.nn.Module) -> None:
-    pictures = generate(SPEC, DDIM(steps=5), network, SEEDS)
+    pictures = generate(TrainedModel(SPEC, network), DDIM(steps=5), SEEDS)
     assert (pictures.shape, pictures.dtype) == ((5, 8, 8, 1), torch.uint8)
     assert torch.equal(pictures, to_uint8(last_of(SPEC, DDIM(steps=5), network, SEEDS)))
 
@@ -178,7 +179,7 @@ def test_dropout_is_off_while_sampling(network: torch.nn.Module) -> None:
 def test_a_path_first_used_for_sampling_can_be_trained_with(network: torch.nn.Module) -> None:
     """Its table is kept from inference mode on, and autograd must not mind."""
     spec = SPEC.model_copy(update={"path": VPCosine(T=77)})
-    generate(spec, DDIM(steps=2), network, SEEDS)
+    generate(TrainedModel(spec, network), DDIM(steps=2), SEEDS)
     x0 = torch.zeros(5, 1, 8, 8, requires_grad=True)
     t, eps = torch.arange(5, dtype=torch.float64), torch.randn(5, 1, 8, 8)
     denoising_loss(network, spec.path, spec.target, Simple(), x0, t, eps).mean().backward()
@@ -252,4 +253,4 @@ def test_images_that_are_not_finite_are_refused() -> None:
         for parameter in network.parameters():
             parameter.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
-        generate(SPEC, DDIM(steps=2), network, SEEDS)
+        generate(TrainedModel(SPEC, network), DDIM(steps=2), SEEDS)

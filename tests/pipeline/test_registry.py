@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, VPLinear, generate
+from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
 from pipeline.errors import TrackingError
 from pipeline.model_package import ModelPackage
 from pipeline.registry import Registered, judge, register
@@ -267,5 +267,5 @@ images.tofile("images.bin")
     }
     environment.pop("PYTHONPATH", None)
     subprocess.run([sys.executable, "use.py"], check=True, cwd=tmp_path, env=environment, capture_output=True)
-    expected = generate(SPEC, SAMPLER, network, torch.tensor([5, 6]))
+    expected = generate(TrainedModel(SPEC, network), SAMPLER, torch.tensor([5, 6]))
     assert (tmp_path / "images.bin").read_bytes() == expected.numpy().tobytes()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DDIM, NO_GUIDANCE, ClassifierFreeGuidance, DDPMUNet, ModelSpec, VPLinear, generate
+from model import DDIM, NO_GUIDANCE, ClassifierFreeGuidance, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
 from pipeline.model_package import ModelPackage, write_model
 
 SPEC = ModelSpec(
@@ -107,7 +107,9 @@ def test_it_makes_the_images_that_the_pipeline_makes(served: Any, network: torch
     images = served.predict({"seed": [3, 1_000_000_007]})
     assert images.dtype == numpy.uint8
     assert images.shape == (2, 8, 8, 1)
-    assert torch.equal(torch.from_numpy(images), generate(SPEC, SAMPLER, network, torch.tensor([3, 1_000_000_007])))
+    assert torch.equal(
+        torch.from_numpy(images), generate(TrainedModel(SPEC, network), SAMPLER, torch.tensor([3, 1_000_000_007]))
+    )
 
 
 def test_a_model_of_classes_draws_the_asked_ones_guided_or_each_in_turn(
@@ -116,7 +118,7 @@ def test_a_model_of_classes_draws_the_asked_ones_guided_or_each_in_turn(
     seeds = torch.tensor([3, 4, 5])
 
     def expected(label: list[int]) -> torch.Tensor:
-        return generate(CLASSES, SAMPLER, network_of_classes, seeds, torch.tensor(label), GUIDANCE)
+        return generate(TrainedModel(CLASSES, network_of_classes), SAMPLER, seeds, torch.tensor(label), GUIDANCE)
 
     asked = served_with_classes.predict({"seed": [3, 4, 5], "label": [2, 2, 0]})
     assert torch.equal(torch.from_numpy(asked), expected([2, 2, 0]))

@@ -1,0 +1,93 @@
+"""One term of the variational bound on the likelihood, step by step of a discrete path. Ho et al. 2020, eq. 5.
+
+At t > 0 it is the divergence of the model's step from t to t - 1 from the posterior that knows the image; at t = 0 the
+image's own cost given x at t = 0. In nats for each image, summed over pixels; all statistics of the path are float64.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .denoiser import expand
+from .discrete_paths import DiscretePath
+
+FixedStep = Literal["fixed_small", "fixed_large"]
+GREY_LEVELS = 255  # steps between the darkest and the brightest of 8 bits, over [-1, 1]
+_SMALLEST_SHARE = 1e-12  # of a grey level's probability: its logarithm stays finite
+
+
+def log_variances(path: DiscretePath, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the posterior's variance and of beta, of the step from t to t - 1. float64, like t.
+
+    At t = 0, where the posterior has no variance, both have that of t = 1 for the small one. Ho et al. 2020's code.
+    """
+    alpha_bar, before = path.alpha_bar(t), path.alpha_bar(t - 1)
+    beta = 1 - alpha_bar / before
+    first = t.clamp(min=1)
+    at_first, before_first = path.alpha_bar(first), path.alpha_bar(first - 1)
+    posterior = (1 - before_first) / (1 - at_first) * (1 - at_first / before_first)
+    return posterior.log(), beta.log()
+
+
+def step_log_variance(path: DiscretePath, t: Tensor, variance: FixedStep | Tensor) -> Tensor:
+    """Logarithm of the variance that the model gives its step from t to t - 1.
+
+    variance: fixed_small, fixed_large (at t = 0 the small one: Ho et al. 2020's code), or the learned share of
+    log(beta), [B, C, H, W] -> float64 [B, 1, 1, 1], or like the share.
+    """
+    small, large = (each.view(-1, 1, 1, 1) for each in log_variances(path, t))
+    if isinstance(variance, Tensor):
+        return variance * large.to(variance.dtype) + (1 - variance) * small.to(variance.dtype)
+    if variance == "fixed_small":
+        return small
+    return torch.where(t.view(-1, 1, 1, 1) > 0, large, small)
+
+
+def bound_term(
+    path: DiscretePath,
+    x0: Tensor,
+    t: Tensor,
+    predicted_x0: Tensor,
+    variance: FixedStep | Tensor,
+    decoder: Literal["discretized", "continuous"] = "discretized",
+) -> Tensor:
+    """The term of each image's own t. Ho et al. 2020, eq. 5 to 8 and 13; Nichol & Dhariwal 2021, eq. 4 to 6.
+
+    x0, predicted_x0: [B, C, H, W]; t: float64 [B], whole steps -> nats, in x0's dtype [B]. Both Gaussians see the same
+    x_t, so their means differ by the error of the predicted image alone. decoder: discretized gives the probability of
+    each pixel's grey level of 8 bits, continuous the density of images that are real numbers.
+    """
+    log_variance = step_log_variance(path, t, variance).to(x0.dtype)
+    alpha_bar, before = path.alpha_bar(t), path.alpha_bar(t - 1)
+    share = expand(before.sqrt() * (1 - alpha_bar / before) / (1 - alpha_bar), x0)  # of x0 in the posterior's mean
+    off = share * (x0 - predicted_x0)
+    small = expand(log_variances(path, t)[0], x0)
+    divergence = 0.5 * (log_variance - small + (small - log_variance).exp() - 1 + off**2 * (-log_variance).exp())
+    # At t = 0 the posterior's mean is x0 itself, so the model's is off by the same.
+    cost = -_log_probability(x0, off, log_variance) if decoder == "discretized" else _cost(off, log_variance)
+    return torch.where(t.view(-1, 1, 1, 1) > 0, divergence, cost).flatten(1).sum(1)
+
+
+def prior_term(path: DiscretePath, x0: Tensor) -> Tensor:
+    """What the noisiest x_t still tells of the image: its divergence from pure noise. x0: [B, C, H, W] -> nats [B]."""
+    alpha, sigma = path.at(path.t_max)
+    each = 0.5 * ((alpha * x0) ** 2 + sigma**2 - 1 - 2 * math.log(sigma))
+    return each.flatten(1).sum(1)
+
+
+def _cost(off: Tensor, log_variance: Tensor) -> Tensor:
+    """Minus the logarithm of the density, nats for each pixel."""
+    return 0.5 * (math.log(2 * math.pi) + log_variance + off**2 * (-log_variance).exp())
+
+
+def _log_probability(x0: Tensor, off: Tensor, log_variance: Tensor) -> Tensor:
+    """Logarithm of the probability of the grey level of x0; the outermost ones reach to infinity. Ho et al., eq. 13."""
+    half, inverse_std = 1 / GREY_LEVELS, (-log_variance / 2).exp()
+    # Of a tail far to the right nothing would be left in 1 - (1 - tail): mirrored, it lies to the left.
+    flipped = torch.where(off > 0, -1.0, 1.0).to(off.dtype)
+    near, far = flipped * off + half, flipped * off - half
+    outward = torch.where(x0 * flipped > 1 - half, 1.0, torch.special.ndtr(near * inverse_std))
+    inward = torch.where(x0 * flipped < half - 1, 0.0, torch.special.ndtr(far * inverse_std))
+    return (outward - inward).clamp(min=_SMALLEST_SHARE).log()
