@@ -22,7 +22,9 @@ _NATS_PER_BIT = 0.6931471805599453
 class Objective(Protocol):
     """A network and the loss that it is trained to lower."""
 
-    spec: ModelSpec
+    @property
+    def spec(self) -> ModelSpec:
+        """The diffusion model, or the one that is guided."""
 
     def build(self) -> nn.Module:
         """The network, freshly initialised from torch's global generator."""

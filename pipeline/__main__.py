@@ -20,6 +20,7 @@ from .errors import PipelineError  # noqa: E402
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
     "train": "train, packing first where needed",
+    "guide": "train the classifier that guides sampling, where one is asked for, after all that comes before",
     "sample": "draw images, after all that comes before",
     "evaluate": "score the images, after all that comes before",
     "register": "register the model, after all that comes before",

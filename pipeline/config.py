@@ -9,11 +9,17 @@ from evaluation import Extractor
 from model import (
     AUGMENT_LABELS,
     Augmentation,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
     ClassLabels,
+    Codec,
     Conditioning,
     EMAConfig,
     Eps,
+    FixedVariance,
     Guidance,
+    IdentityCodec,
+    LearnedRange,
     ModelSpec,
     NCSNpp,
     Network,
@@ -25,6 +31,7 @@ from model import (
     TimeSampling,
     Unconditional,
     UniformTimes,
+    Variance,
     Weighting,
 )
 from model import Path as GaussianPath  # not a file's
@@ -146,6 +153,10 @@ class Config(Record):
     """How images become noise."""
     target: Target = Eps()
     """What the network predicts."""
+    variance: Variance = FixedVariance()
+    """Whether the network also predicts the variance of each step."""
+    codec: Codec = IdentityCodec()
+    """What stands between images and what the path acts on; identity: nothing, diffusion on pixels."""
     conditioning: Conditioning = Unconditional()
     """What the network is told of an image. Images are sampled of each class in turn: class = seed modulo classes."""
     train: TrainConfig
@@ -172,29 +183,62 @@ class Config(Record):
                 f"train.num_workers {self.train.num_workers}; change one of them"
             )
         checks: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("network", lambda: self.network.check_image_size(self.data.image_size)),
+            ("network", lambda: self.network.check_image_size(self.latent_shape[1])),
             ("network", lambda: self.network.check_path(self.path) if isinstance(self.network, NCSNpp) else None),
             ("target", lambda: self.target.check(self.path)),
+            ("variance", lambda: self.variance.check(self.path)),
             ("sample.sampler", lambda: self.sample.sampler.check(self.path)),
         )
         for section, check in checks:
             mistakes += _refusal(section, check)
-        if not isinstance(self.sample.guidance, NoGuidance) and not isinstance(self.conditioning, ClassLabels):
-            mistakes.append(
-                f"sample.guidance: {self.sample.guidance.kind} follows the class of an image, and the network is not "
-                'told of any; set conditioning="{kind: class_label, classes: N}"'
-            )
-        elif not isinstance(self.sample.guidance, NoGuidance) and getattr(self.conditioning, "dropout", 0) == 0:
-            mistakes.append(
-                f"sample.guidance: {self.sample.guidance.kind} compares with images whose class is withheld, and "
-                "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
-            )
+        mistakes += self._guidance_mistakes()
+        mistakes += self._sampler_mistakes()
         mistakes += self._augmentation_mistakes()
         if not mistakes:  # where the target is singular, so are its weights
             mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def _guidance_mistakes(self) -> Iterator[str]:
+        guidance, told = self.sample.guidance, self.conditioning.classes
+        if isinstance(guidance, ClassifierFreeGuidance):
+            if not isinstance(self.conditioning, ClassLabels):
+                yield (
+                    f"sample.guidance: {guidance.kind} follows the class of an image, and the network is not "
+                    'told of any; set conditioning="{kind: class_label, classes: N}"'
+                )
+            elif self.conditioning.dropout == 0:
+                yield (
+                    f"sample.guidance: {guidance.kind} compares with images whose class is withheld, and "
+                    "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
+                )
+        if isinstance(guidance, ClassifierGuidance):
+            classifier, workers = guidance.classifier, self.train.num_workers
+            yield from _refusal("sample.guidance.classifier", lambda: classifier.check_image_size(self.latent_shape[1]))
+            if told and told != classifier.classes:
+                yield (
+                    f"sample.guidance.classifier.classes: {classifier.classes}, but conditioning.classes is {told}; "
+                    "make them equal"
+                )
+            if classifier.batch_size % workers:
+                yield (
+                    f"sample.guidance.classifier.batch_size {classifier.batch_size} does not divide by "
+                    f"train.num_workers {workers}; change one of them"
+                )
+
+    def _sampler_mistakes(self) -> Iterator[str]:
+        sampler = self.sample.sampler
+        if getattr(sampler, "variance", None) == "learned" and not isinstance(self.variance, LearnedRange):
+            yield (
+                "sample.sampler.variance: learned, but the network predicts none; set variance.kind=learned_range, or "
+                "use fixed_small or fixed_large"
+            )
+        if sampler.clip != "none" and not self.codec.bounded:
+            yield (
+                f"sample.sampler.clip: {sampler.clip} keeps images in [-1, 1], and latents of codec {self.codec.kind} "
+                "lie beyond; use none"
+            )
 
     def _augmentation_mistakes(self) -> Iterator[str]:
         told = getattr(self.network, "augment_labels", 0)
@@ -217,6 +261,11 @@ class Config(Record):
             )
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the path acts on."""
+        return self.codec.latent_shape((self.data.channels, self.data.image_size, self.data.image_size))
+
+    @property
     def spec(self) -> ModelSpec:
         """The model without its weights."""
         return ModelSpec(
@@ -225,6 +274,8 @@ class Config(Record):
             network=self.network,
             path=self.path,
             target=self.target,
+            variance=self.variance,
+            codec=self.codec,
             classes=self.conditioning.classes,
         )
 

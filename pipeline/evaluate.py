@@ -27,6 +27,7 @@ from evaluation import (
     save_classifier,
     train_classifier,
 )
+from model import default_label
 
 from .errors import DataError
 from .fan_out import actor_pool, fan_out, result_of
@@ -242,15 +243,20 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
         heldout = work.features("heldout", extractor.digest)
         found |= _beside_real_images(work, names, samples, heldout, reference)
     spec = run.config.spec
-    if spec.classes and extractor.kind == "classifier":
-        asked = spec.default_label(run.config.sample.seed + torch.arange(len(samples.logits))).numpy()
-        found["class_agreement"] = scores.Score(float((samples.logits.argmax(1) == asked).mean()))
+    seeds = run.config.sample.seed + torch.arange(len(samples.logits))
+    asked = default_label(spec, run.config.sample.guidance, seeds)
+    if asked is not None and extractor.kind == "classifier":
+        agree = samples.logits.argmax(1) == asked.numpy()
+        found["class_agreement"] = scores.Score(float(agree.mean()))
+    guide = run.results.get("guide")
     protocol = Protocol(
         images=run.config.sample.images,
         first_seed=run.config.sample.seed,
         chunk_images=run.config.sample.chunk_images,
         sampler=run.config.sample.sampler.model_dump(mode="json"),
         guidance=run.config.sample.guidance.model_dump(mode="json"),
+        guide_digest=guide and guide.facts["weights_digest"],
+        codec_digest=spec.codec.digest,
         extractor=extractor,
         reference=Reference(
             data_digest=run.results["prepare"].facts["data_digest"], split="train", images=work.train_images

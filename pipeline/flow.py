@@ -12,6 +12,7 @@ from .curve import CURVE
 from .errors import TrackingError
 from .evaluate import Evaluate
 from .files import exclusive, write_text
+from .guide import Guide
 from .metrics_follower import MetricsFollower
 from .mlflow_store import check_answers, redacted
 from .prepare import Prepare, check_prepared
@@ -21,8 +22,9 @@ from .stage import Run, Stage
 from .summary import close
 from .terminal import StageReport, Terminal
 from .train import Train
+from .trained_model import ModelFolders
 
-FLOW: tuple[Stage, ...] = (Prepare(), Train(), Sample(), Evaluate(), Register())
+FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Sample(), Evaluate(), Register())
 STAGES = tuple(stage.name for stage in FLOW)
 
 _FLUSH_S = 60.0  # for the last points of the training curve to reach MLflow
@@ -35,7 +37,7 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
     and weights that will not do, before the second.
     """
     run = Run(config, terminal)
-    stages = FLOW[: STAGES.index(until) + 1]
+    stages = [stage for stage in FLOW[: STAGES.index(until) + 1] if stage.wanted(config)]
     prepare, *rest = stages
     reports = []
     with ExitStack() as stack:
@@ -51,7 +53,9 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
             check_prepared(run)
             params = tracking.flatten(config.model_dump(mode="json", by_alias=True))
             run.tracked = stack.enter_context(tracked(run, run.folder, run.key, params))
-            reports += [advance(run, stage) for stage in rest]
+            for stage in rest:
+                reports.append(advance(run, stage))
+                ModelFolders.of(run).write_description(config, run.folder)
     close(run, reports)
     return run
 

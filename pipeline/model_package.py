@@ -27,7 +27,7 @@ class ModelPackage:
     weights: Path
     """Safetensors, the names as in `ModelSpec.build().state_dict()`."""
     description: Path
-    """`model.json`: {"format": 2, "spec": ModelSpec, "sampler": Sampler, "guidance": Guidance}."""
+    """`model.json`, as `trained_model.described` has it."""
     config: Path
     """The resolved configuration, YAML."""
     protocol: Mapping[str, Any]
@@ -42,6 +42,8 @@ class ModelPackage:
     """Digest of the shard index."""
     trained_images: int
     """How long it was trained, in images."""
+    classifier: Path | None = None
+    """Safetensors of the classifier that guides; None: there is none."""
     pictures: tuple[Path, ...] = ()
     """Sample grid and the like, PNG."""
 
@@ -69,6 +71,7 @@ def write_model(folder: Path, package: ModelPackage, run_id: str, model_id: str)
                 "weights": str(package.weights),
                 "description": str(package.description),
                 "package": str(code),
+                **({"classifier": str(package.classifier)} if package.classifier else {}),
             },
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             signature=_signature(json.loads(package.description.read_text())["spec"]),

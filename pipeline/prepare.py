@@ -54,15 +54,19 @@ def check_prepared(run: Run) -> None:
     if images < 2:
         raise DataError(f"data: {images} image to train on; scores need at least 2")
     classes, found = config.conditioning.classes, len(index.class_names)
+    section, key = "conditioning", "conditioning.classes"
+    if not classes:
+        classes = config.sample.guidance.classes
+        section, key = "sample.guidance", "sample.guidance.classifier.classes"
     if classes and ((index.label < 0).any() or classes != found):
         raise DataError(
-            f"conditioning.classes: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
-            f"conditioning.kind to none"
+            f"{key}: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
+            f"{section}.kind to none"
         )
     missing = sorted(set(range(classes)) - set(index.label[index.ids("train")].tolist()))
     if missing:
         raise DataError(
-            f"conditioning: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
+            f"{section}: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
             f"would not know it; leave it out of the labels, or hold out fewer images"
         )
     extractor = config.evaluate.extractor

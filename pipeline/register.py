@@ -16,6 +16,7 @@ from .reader import ShardReader
 from .registry import register
 from .sample import STRIP, Chunks
 from .stage import Facts, Run, Stage
+from .trained_model import DESCRIPTION, described
 
 CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}
@@ -29,9 +30,11 @@ class Register(Stage):
     uses_cluster = False
 
     def identity(self, run: Run) -> Any:
+        guide = run.results.get("guide")
         return {
             "scores": run.results["evaluate"].key,
             "train": run.results["train"].key,
+            "guide": guide and guide.key,
             "model_name": run.config.register_.model_name,
         }
 
@@ -43,7 +46,9 @@ class Register(Stage):
         package = self._package(run, folder)
         speeds = {name: run.results[stage].facts["images_per_s"] for name, stage in _SPEEDS.items()}
         evaluations = {"network_evaluations": run.results["sample"].facts["network_evaluations"]}
-        run.tracked.log_metrics(speeds | evaluations, package.trained_images, package.trained_ms)
+        guide = run.results.get("guide")
+        guided = {"guide_cross_entropy": guide.facts["loss"]} if guide else {}
+        run.tracked.log_metrics(speeds | evaluations | guided, package.trained_images, package.trained_ms)
         run.tracked.log_files([package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
         registered = register(run.tracked, package, run.config.register_.model_name)
@@ -60,11 +65,13 @@ class Register(Stage):
         return f"{facts['model_name']} version {facts['model_version']}{champion}"
 
     def _package(self, run: Run, folder: Path) -> ModelPackage:
-        train, evaluate = run.results["train"], run.results["evaluate"]
+        train, evaluate, guide = run.results["train"], run.results["evaluate"], run.results.get("guide")
+        write_json(folder / DESCRIPTION, described(run.config))
         return ModelPackage(
             run_key=digest(self.identity(run)),
             weights=train.folder / WEIGHTS,
-            description=_describe(run, folder / "model.json"),
+            description=folder / DESCRIPTION,
+            classifier=guide.folder / WEIGHTS if guide else None,
             config=run.folder / CONFIG,
             protocol=read_json(evaluate.folder / PROTOCOL),
             protocol_digest=evaluate.facts["protocol_digest"],
@@ -74,13 +81,6 @@ class Register(Stage):
             trained_images=train.facts["images"],
             pictures=tuple(draw_pictures(run)),
         )
-
-
-def _describe(run: Run, path: Path) -> Path:
-    """Writes what served_model.py needs beside the weights. -> `path`."""
-    parts = {"spec": run.config.spec, "sampler": run.config.sample.sampler, "guidance": run.config.sample.guidance}
-    write_json(path, {"format": 2, **{name: part.model_dump(mode="json") for name, part in parts.items()}})
-    return path
 
 
 def draw_pictures(run: Run) -> list[Path]:

@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model import ModelSpec, generate, to_uint8, trajectory
+from model import generate, trajectory
 
-from .checkpoint import SPEC, WEIGHTS
 from .config import SampleConfig
 from .errors import DataError, TrainingError
 from .fan_out import actor_pool, fan_out, result_of, wait_until_ready
 from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
+from .trained_model import ModelFolders
 
 STRIP = "strip.npz"
 _STRIP_IMAGES = 8
@@ -37,11 +36,13 @@ class Sample(Stage):
     """Draws `sample.images` images; chunks that exist already are kept."""
 
     name = "sample"
-    format = 2
+    format = 3
 
     def identity(self, run: Run) -> Any:
+        guide = run.results.get("guide")
         return {
             "model": run.results["train"].facts["weights_digest"],
+            "guide": guide and guide.facts["weights_digest"],
             "spec": identity(run.config.spec),
             "sample": identity(run.config.sample),
         }
@@ -49,6 +50,7 @@ class Sample(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config.sample
         device = run.joined.device_type
+        folders = ModelFolders.of(run)
         chunks = Chunks(folder, config, device)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
         needs_strip = not (folder / STRIP).exists()
@@ -57,7 +59,7 @@ class Sample(Stage):
         processes = min(run.processes, max(len(missing), int(needs_strip)))
         with (
             run.terminal.progress(config.images, "images") as progress,
-            actor_pool(run.joined, processes, Drawer, run.results["train"].folder, chunks, run.threads) as actors,
+            actor_pool(run.joined, processes, Drawer, folders, chunks, run.threads) as actors,
         ):
             wait_until_ready(actors)
             progress.update(drawn)  # only now: the rate is that of drawing
@@ -166,15 +168,12 @@ def images_counted(network: nn.Module) -> Iterator[Callable[[], int]]:
 class Drawer:
     """Runs as an actor: loads the weights once and draws chunks."""
 
-    def __init__(self, model_folder: Path, chunks: Chunks, threads: int) -> None:
+    def __init__(self, folders: ModelFolders, chunks: Chunks, threads: int) -> None:
         torch.set_num_threads(threads)
         self.chunks = chunks
         self.sampler, self.guidance = chunks.config.sampler, chunks.config.guidance
         self.device = torch.device(chunks.device_type)
-        self.spec = ModelSpec.model_validate_json((model_folder / SPEC).read_text())
-        self.network = self.spec.build()
-        self.network.load_state_dict(load_file(model_folder / WEIGHTS))
-        self.network.to(self.device).eval()
+        self.model = folders.load(self.guidance, self.device)
 
     def ready(self) -> None:
         """Returns once the weights are loaded."""
@@ -183,7 +182,7 @@ class Drawer:
         """Draws and writes one chunk."""
         seeds = self.chunks.seeds(chunk)
         try:
-            with images_counted(self.network) as count:
+            with images_counted(self.model.network) as count:
                 seeds_there = torch.from_numpy(seeds).to(self.device)
                 images = generate(self.model, self.sampler, seeds_there, guidance=self.guidance)
         except FloatingPointError as error:
@@ -204,5 +203,5 @@ class Drawer:
         seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
         states = list(trajectory(self.model, self.sampler, seeds, guidance=self.guidance))
         shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
-        frames = np.stack([to_uint8(states[number].x).cpu().numpy() for number in shown])
+        frames = np.stack([self.model.pictures(states[number].x).cpu().numpy() for number in shown])
         write_arrays(path, frames=frames, times=np.array([states[number].t for number in shown]))

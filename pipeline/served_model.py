@@ -34,15 +34,19 @@ class ServedModel(PythonModel):
         """Reads the version's files. MLflow finds the argument by its name."""
         package = load_package(Path(context.artifacts["package"]))
         described = json.loads(Path(context.artifacts["description"]).read_text())
-        self._generate = package.generate
+        self._package = package
         self._spec = package.ModelSpec.model_validate(described["spec"])
         self._sampler = TypeAdapter(package.Sampler).validate_python(described["sampler"])
         self._guidance = TypeAdapter(package.Guidance).validate_python(described["guidance"])
-        with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
-            network = self._spec.build()
-        network.load_state_dict(load_file(context.artifacts["weights"]))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = network.to(self._device).eval()
+        with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
+            network, classifier = self._spec.build(), None
+            if "classifier" in context.artifacts:
+                channels, image_size, _ = self._spec.latent_shape
+                classifier = self._guidance.classifier.build(image_size, channels)
+                classifier = _with_weights(classifier, context.artifacts["classifier"], self._device)
+        network = _with_weights(network, context.artifacts["weights"], self._device)
+        self._model = package.TrainedModel(self._spec, network, classifier)
 
     def predict(
         self,
@@ -56,16 +60,24 @@ class ServedModel(PythonModel):
         """
         frame = pandas.DataFrame(model_input)
         seeds = torch.from_numpy(_integers(frame, "seed", 2**63)).to(self._device)
-        labels = self._spec.default_label(seeds)
+        labels = self._package.default_label(self._spec, self._guidance, seeds)
         if "label" in frame:
-            if not self._spec.classes:
+            if labels is None:
                 raise MlflowException.invalid_parameter_value("label: this model knows no classes; leave it out")
-            labels = torch.from_numpy(_integers(frame, "label", self._spec.classes)).to(self._device)
+            classes = self._spec.classes or self._guidance.classes
+            labels = torch.from_numpy(_integers(frame, "label", classes)).to(self._device)
         chunks = [
-            self._generate(self._spec, self._sampler, self._network, seed, label, self._guidance)
-            for seed, label in zip(torch.split(seeds, _CHUNK_IMAGES), torch.split(labels, _CHUNK_IMAGES), strict=True)
+            self._package.generate(
+                self._model, self._sampler, seeds[some], None if labels is None else labels[some], self._guidance
+            )
+            for some in torch.arange(len(seeds), device=self._device).split(_CHUNK_IMAGES)
         ]
         return torch.cat(chunks).cpu().numpy()
+
+
+def _with_weights(network: torch.nn.Module, file: str, device: torch.device) -> torch.nn.Module:
+    network.load_state_dict(load_file(file))
+    return network.to(device).eval().requires_grad_(False)
 
 
 def load_package(folder: Path) -> ModuleType:

@@ -103,6 +103,10 @@ class Stage(ABC):
     uses_cluster: bool = True
     """Whether `compute` needs Ray; where no stage that is to be computed does, none is started."""
 
+    def wanted(self, config: Config) -> bool:  # noqa: ARG002  # some look at it
+        """Whether a run of this configuration has the stage."""
+        return True
+
     @abstractmethod
     def identity(self, run: Run) -> Any:
         """JSON of everything that decides the result; the results of earlier stages are in `run.results`."""

@@ -21,13 +21,13 @@ from .flow import FLOW, advance, recall, started, tracked
 from .mlflow_store import redacted
 from .prepare import check_prepared
 from .register import CONFIG
-from .stage import Facts, Run
+from .stage import Facts, Run, Stage
 from .terminal import Terminal, duration, rate
 from .tracking import TrackedRun, flatten
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 
-_SHARED, _EACH = FLOW[:2], FLOW[2:4]
+_SHARED, _EACH = FLOW[:2], FLOW[2:-1]
 _LENGTHS = ("steps", "rtol", "atol")  # keys that only move a sampler along its line of the plot
 _CELL_CHARACTERS = 30
 _METRIC_CHARACTERS = 200  # MLflow takes 250
@@ -150,7 +150,7 @@ def run_sweep(combinations: Sequence[Combination], terminal: Terminal) -> list[P
         write_text(sweep.folder / CONFIG, _heading(combinations) + redacted(dump(first.config)))
         with terminal.stage("start", str(sweep.folder)) as report:
             runs = [first, *sweep.runs]
-            pending = [stage for run in runs for stage in recall(run, (*_SHARED, *_EACH))]
+            pending = [stage for run in runs for stage in recall(run, _stages(run))]
             stack.enter_context(started(runs, pending, report))
         advance(first, prepare)
         for run in sweep.runs:
@@ -166,6 +166,11 @@ def run_sweep(combinations: Sequence[Combination], terminal: Terminal) -> list[P
     return points
 
 
+def _stages(run: Run) -> list[Stage]:
+    """All that this combination has, but registration."""
+    return [stage for stage in (*_SHARED, *_EACH) if stage.wanted(run.config)]
+
+
 def _heading(combinations: Sequence[Combination]) -> str:
     """YAML comment above the configuration of the first combination."""
     each = ["  ".join(f"{key}={value}" for key, value in one.settings.items()) for one in combinations]
@@ -177,7 +182,7 @@ def _reach(sweep: Sweep, number: int) -> Point:
     """Recalls or computes one combination and shows it on one line."""
     run, settings = sweep.runs[number], sweep.combinations[number].settings
     seconds, found = 0.0, True
-    for stage in (*_SHARED, *_EACH):
+    for stage in _stages(run):
         result = run.results.get(stage.name) or stage.recall(run) or stage.finish(run)
         run.results[stage.name] = result
         if not result.reused:

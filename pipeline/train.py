@@ -14,6 +14,7 @@ from ray.train.v2.api.config import FailureConfig  # ray.train types it as the o
 from safetensors.torch import load_file
 
 from evaluation.atomic import whole_file
+from model import Denoising
 
 from .checkpoint import (
     AVERAGE,
@@ -26,13 +27,14 @@ from .checkpoint import (
     weights_digest,
 )
 from .cluster import Cluster
-from .config import Config
+from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
 from .errors import PipelineError, TrainingError
 from .files import digest, write_text
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
+from .train_step import Recipe
 
 
 class Train(Stage):
@@ -51,54 +53,63 @@ class Train(Stage):
 
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config
-        final_images = config.train.steps * config.train.batch_size
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
-        start = set_aside(folder)
-        restore_curve(folder, verified_manifest(start)["curve"] if start else [])
-        with run.terminal.progress(final_images, "images") as progress:
-
-            def show(point: Point) -> None:
-                progress.update(point["images"], **{name: point[name] for name in ("loss",) if name in point})
-
-            with recorded(folder, show) as curve:
-                job = TrainJob(
-                    spec=config.spec,
-                    train=config.train,
-                    conditioning=config.conditioning,
-                    cache=config.data.cache,
-                    threads=run.threads,
-                    index_folder=str(run.results["prepare"].folder),
-                    identity=digest(self.identity(run)),
-                    start=str(start) if start else None,
-                    curve=curve,
-                )
-                _fit(job, config, run.joined, folder)
-        _check_finite(folder)
-        return _keep_weights(folder, final_images)
+        return train_network(run, folder, recipe_of(config), digest(self.identity(run)))
 
     def figure(self, facts: Facts) -> str:
         return f"loss {facts['loss']:.4f}, {facts['images_per_s']:,.0f} images/s"
 
 
-def _fit(job: TrainJob, config: Config, cluster: Cluster, folder: Path) -> None:
+def recipe_of(config: Config) -> Recipe:
+    """The diffusion model's training."""
+    return Recipe(Denoising(config.spec, config.train.weighting), config.train, config.conditioning)
+
+
+def train_network(run: Run, folder: Path, recipe: Recipe, identity: str) -> Facts:
+    """Trains to the end, from the last checkpoint in `folder` where there is one, and keeps the averaged weights.
+
+    identity: digest of all that decides the result.
+    """
+    final_images = recipe.train.steps * recipe.train.batch_size
+    start = set_aside(folder)
+    restore_curve(folder, verified_manifest(start)["curve"] if start else [])
+    with run.terminal.progress(final_images, "images") as progress:
+
+        def show(point: Point) -> None:
+            progress.update(point["images"], **{name: point[name] for name in ("loss",) if name in point})
+
+        with recorded(folder, show) as curve:
+            job = TrainJob(
+                recipe=recipe,
+                cache=run.config.data.cache,
+                threads=run.threads,
+                index_folder=str(run.results["prepare"].folder),
+                identity=identity,
+                start=str(start) if start else None,
+                curve=curve,
+            )
+            _fit(job, run.config.cluster, run.joined, folder)
+    _check_finite(folder)
+    return _keep_weights(folder, final_images)
+
+
+def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -> None:
     """Runs the workers to the end."""
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.cluster.timeout_s))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.timeout_s))
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(
-            backend="nccl" if cluster.use_gpu else "gloo", timeout_s=int(config.cluster.timeout_s)
-        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=int(config.timeout_s)),
         scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers,
+            num_workers=job.recipe.train.num_workers,
             use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": config.cluster.cpus_per_worker},
+            resources_per_worker={"CPU": config.cpus_per_worker},
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(folder),
             failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures, controller_failure_limit=config.cluster.max_failures
+                max_failures=config.max_failures, controller_failure_limit=config.max_failures
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -23,7 +23,7 @@ from pipeline.prepare import Prepare
 from pipeline.sample import Sample
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train
+from pipeline.train import Train, recipe_of
 from pipeline.train_loop import TrainJob, Worker
 
 CONFIG = {
@@ -150,9 +150,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
     run = prepared(cluster, tmp_path, learning_rate=1e18, num_workers=1)
     with recorded(tmp_path, lambda _: None) as curve:
         job = TrainJob(
-            spec=run.config.spec,
-            train=run.config.train,
-            conditioning=run.config.conditioning,
+            recipe=recipe_of(run.config),
             cache="host",
             threads=1,
             index_folder=str(run.results["prepare"].folder),

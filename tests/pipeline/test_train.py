@@ -16,7 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.curve import CURVE
 from pipeline.errors import DataError, TrainingError
 from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights, steady_images_per_s
-from pipeline.train_loop import check_compiler, flip, learning_rate
+from pipeline.train_step import check_compiler, flip, learning_rate
 
 
 class WorkerGroupError(Exception):

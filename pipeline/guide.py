@@ -1,0 +1,69 @@
+"""Between training and sampling, where guidance is by a classifier: that classifier, of noisy images.
+
+It is trained as the model is: by the same workers, on the same images, with the same checkpoints.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from model import ClassifierGuidance, Classifying, ClassLabels, EMAConfig, NoisyClassifier
+
+from .config import Config, TrainConfig
+from .files import digest
+from .keyroles import identity
+from .stage import Facts, Run, Stage
+from .train import train_network
+from .train_step import Recipe
+
+
+class Guide(Stage):
+    """Trains the classifier that guides; a run without such guidance has no such stage."""
+
+    name = "guide"
+
+    def wanted(self, config: Config) -> bool:
+        return isinstance(config.sample.guidance, ClassifierGuidance)
+
+    def identity(self, run: Run) -> Any:
+        spec, train = run.config.spec, run.config.train
+        return {
+            "classifier": identity(_classifier(run.config)),
+            "path": identity(spec.path),
+            "codec": identity(spec.codec),
+            "image_shape": list(spec.image_shape),
+            "hflip": train.hflip,
+            "precision": train.precision,
+            "data": run.results["prepare"].facts["data_digest"],
+        }
+
+    def compute(self, run: Run, folder: Path) -> Facts:
+        return train_network(run, folder, recipe_of(run.config), digest(self.identity(run)))
+
+    def figure(self, facts: Facts) -> str:
+        return f"cross-entropy {facts['loss']:.4f} of noisy images, {facts['images_per_s']:,.0f} images/s"
+
+
+def recipe_of(config: Config) -> Recipe:
+    """The classifier's training; cadences, workers and precision are those of the model's."""
+    classifier = _classifier(config)
+    train = TrainConfig(
+        images=classifier.images,
+        batch_size=classifier.batch_size,
+        learning_rate=classifier.learning_rate,
+        seed=classifier.seed,
+        ema=EMAConfig(half_life_images=max(1.0, classifier.images / _HALF_LIVES)),
+        num_workers=config.train.num_workers,
+        hflip=config.train.hflip,
+        precision=config.train.precision,
+        checkpoint_images=config.train.checkpoint_images,
+        log_images=config.train.log_images,
+    )
+    return Recipe(Classifying(config.spec, classifier), train, ClassLabels(classes=classifier.classes, dropout=0))
+
+
+_HALF_LIVES = 20  # of the average of its weights, in the whole training
+
+
+def _classifier(config: Config) -> NoisyClassifier:
+    assert isinstance(config.sample.guidance, ClassifierGuidance)
+    return config.sample.guidance.classifier

@@ -1,0 +1,169 @@
+"""One optimizer step, whatever is being learned: its draws, its loss, its update. No cluster, no files.
+
+Everything random is keyed by the position of an image in the stream, so a batch is the same whoever builds it. Nothing
+here waits for the device.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import socket
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model import AUGMENT_NUMBERS, EMA, Conditioning, Objective, Stream, normal, to_unit_range, uniforms, words
+
+from .checkpoint import TrainState
+from .config import TrainConfig
+from .errors import TrainingError
+
+if TYPE_CHECKING:
+    from torchmetrics.aggregation import MeanMetric
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how: all that decides the result beside the images."""
+
+    objective: Objective
+    train: TrainConfig
+    conditioning: Conditioning
+
+
+class Batch(NamedTuple):
+    """A worker's share of one step."""
+
+    position: int
+    """Of its first image in the stream."""
+    images: Tensor
+    """uint8 [local_batch, H, W, C]."""
+    labels: Tensor
+    """int64 [local_batch]; -1 where the data have none."""
+
+
+class TrainStep:
+    """The network with all that changes while it is trained; calling it with a batch trains it one step further."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, world_size: int = 1) -> None:
+        self.recipe, self.config, self.device, self.world_size = recipe, recipe.train, device, world_size
+        self.spec = recipe.objective.spec
+        torch.manual_seed(self.config.seed)  # initial weights are alike on every rank
+        network = recipe.objective.build().to(device)
+        self.codec = self.spec.codec.build().to(device)
+        self.parameters = list(network.parameters())  # to walk the modules at every step costs a millisecond
+        optimizer = torch.optim.Adam(self.parameters, lr=0.0, fused=True)
+        history = self.config.times.new_history()
+        self.state = TrainState(network, optimizer, EMA(network), history=history.to(device) if history else None)
+        self.network = self._parallel(network)
+        self.loss, self.gradient_norm = _mean(device), _mean(device)
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        if self.config.compile:
+            check_compiler()
+            network = torch.compile(network)  # type: ignore[assignment]  # typed as a callable, is a module
+        if self.world_size == 1:
+            return network
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One optimizer step on the global batch, of which `batch` is this worker's share. -> its loss, detached."""
+        config, state, spec = self.config, self.state, self.spec
+        position, images = batch.position, batch.images
+        self._seed_dropout(position)
+        positions = torch.arange(position, position + len(images), device=self.device)
+        x0, augmented = self._prepared(images, positions)
+        shares = config.times.shares(config.seed, positions, config.batch_size)
+        times = config.times.times(spec.path, shares, state.history)
+        eps = normal(config.seed, Stream.NOISE, positions, spec.latent_shape)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        label = self.recipe.conditioning.training_label(labels, config.seed, positions)
+
+        with self._autocast():
+            losses = self.recipe.objective.losses(self.network, x0, times.t, eps, label, augmented)
+        loss = (losses * times.importance).mean()
+        state.optimizer.zero_grad()
+        loss.backward()
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.images_seen)
+        state.optimizer.step()
+        state.images_seen += config.batch_size
+        state.ema.update(self.parameters, config.ema.decay(state.images_seen, config.batch_size))
+        self.loss.update(loss.detach())
+        self.gradient_norm.update(norm)
+        if state.history is not None and times.interval is not None:
+            state.history.add(self._of_all_workers(times.interval), self._of_all_workers(losses.detach()))
+        return loss.detach()
+
+    def _prepared(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents of the images, mirrored or augmented where that is asked for, and what the network is told of it."""
+        config = self.config
+        x0, augmented = to_unit_range(images.to(self.device, non_blocking=True)), None
+        if config.hflip:
+            x0 = flip(x0, config.seed, positions)
+        if config.augmentation is not None:
+            numbers = uniforms(config.seed, Stream.AUGMENTATION, positions, AUGMENT_NUMBERS)
+            x0, augmented = config.augmentation.augment(x0, numbers)
+        with torch.no_grad():
+            return self.codec.encode(x0), augmented
+
+    def _of_all_workers(self, values: Tensor) -> Tensor:
+        """The values of the global batch, in its order. [local_batch] -> [batch]."""
+        if self.world_size == 1:
+            return values
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        torch.distributed.all_gather(gathered, values)
+        return torch.cat(gathered)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.config.precision
+        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+    def _seed_dropout(self, position: int) -> None:
+        """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""
+        text = f"dropout {self.config.seed} {position}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
+
+
+def _mean(device: torch.device) -> "MeanMetric":
+    """A mean over steps and workers. The other strategies for NaN would read the device at every step."""
+    from torchmetrics.aggregation import MeanMetric  # seconds to import, which only the workers should wait for
+
+    return MeanMetric(nan_strategy="disable").to(device)
+
+
+def check_compiler() -> None:
+    """TrainingError where torch.compile would look for a C++ compiler in vain, which it says at great length."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise TrainingError(
+            f"train.compile: no C++ compiler on {socket.gethostname()} ({', '.join(names)}); install g++ on every "
+            f"worker, or set train.compile=false"
+        )
+
+
+def flip(x0: Tensor, seed: int, positions: Tensor) -> Tensor:
+    """Mirrors half of the images, chosen by their positions. x0: [B, C, H, W]; positions: int64 [B] -> like x0."""
+    heads = (words(seed, Stream.FLIP, positions, 1) & 1).bool()[:, :, None, None]
+    return torch.where(heads, x0.flip(-1), x0)
+
+
+def learning_rate(config: TrainConfig, images_seen: int) -> float:
+    """Rises linearly from 0 at the first step to its full value after the warm-up, then stays."""
+    if images_seen >= config.warmup_images:
+        return config.learning_rate
+    return config.learning_rate * images_seen / config.warmup_images
