@@ -42,8 +42,6 @@ class Protocol(Record):
     """The sampler's configuration."""
     guidance: dict[str, JsonValue]
     """The guidance's configuration."""
-    guide_digest: str | None
-    """Digest of the weights of the classifier that guided; null: none did."""
     codec_digest: str
     """Digest of what decoded the images from what the path acts on."""
     extractor: ExtractorIdentity

@@ -248,14 +248,12 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     if asked is not None and extractor.kind == "classifier":
         agree = samples.logits.argmax(1) == asked.numpy()
         found["class_agreement"] = scores.Score(float(agree.mean()))
-    guide = run.results.get("guide")
     protocol = Protocol(
         images=run.config.sample.images,
         first_seed=run.config.sample.seed,
         chunk_images=run.config.sample.chunk_images,
         sampler=run.config.sample.sampler.model_dump(mode="json"),
         guidance=run.config.sample.guidance.model_dump(mode="json"),
-        guide_digest=guide and guide.facts["weights_digest"],
         codec_digest=spec.codec.digest,
         extractor=extractor,
         reference=Reference(

@@ -28,7 +28,8 @@ def plan(config: Config) -> dict[str, str]:
         "run": config.name,
         "data": f"{config.data.source.kind}, {shape}, {config.data.heldout_fraction:.0%} held out",
         "network": f"{config.network.kind}, {parameters(config):,} parameters",
-        "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}",
+        "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}, "
+        f"variance {config.variance.kind}; codec {config.codec.kind}",
         "conditioning": f"{config.conditioning.kind}; guidance {config.sample.guidance.kind}",
         "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}: {train.num_workers} x "
         f"{train.batch_size // train.num_workers}; weighting {train.weighting.kind}, times {train.times.kind}; "

@@ -37,6 +37,7 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "protocol": read_json(results["evaluate"].folder / PROTOCOL),
         "protocol_digest": evaluated["protocol_digest"],
         "weights_digest": results["train"].facts["weights_digest"],
+        "guide_weights_digest": results["guide"].facts["weights_digest"] if "guide" in results else None,
         "parameters": results["train"].facts["parameters"],
         "trained_images": results["train"].facts["images"],
         "train_images_per_s": results["train"].facts["images_per_s"],
@@ -68,6 +69,10 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         facts["confidence"] = (
             f"{scores['confidence_samples']:.3f} mean top class on samples, {scores['confidence_heldout']:.3f} on "
             f"held-out images; {scores['classes_present']:.0f} of {len(run.index.class_names)} classes present"
+        )
+    if "class_agreement" in scores:
+        facts["class agreement"] = (
+            f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
         )
     facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
     facts["pictures"] = str(run.folder / "samples.png")

@@ -12,6 +12,7 @@ PROTOCOL = Protocol(
     chunk_images=250,
     sampler={"kind": "ddim", "steps": 50, "eta": 0.0, "grid": "quadratic"},
     guidance={"kind": "none"},
+    codec_digest="d" * 64,
     extractor=ExtractorIdentity(kind="classifier", layer="64", digest="a" * 64, resize="none"),
     reference=Reference(data_digest="b" * 64, split="train", images=1437),
     device_type="cpu",
@@ -42,6 +43,7 @@ CHANGES = [
         changed(reference={**PROTOCOL.reference.model_dump(), "flipped": True}),
         "reference flipped: False against True",
     ),
+    (changed(codec_digest="e" * 64), f"codec digest: {'d' * 64} against {'e' * 64}"),
     (changed(device_type="cuda"), "device type: cpu against cuda"),
     (changed(torch_fidelity="0.5.0"), "torch fidelity: 0.4.0 against 0.5.0"),
 ]
@@ -86,7 +88,7 @@ def test_order_of_the_samplers_keys_does_not_matter() -> None:
 
 
 def test_digest_is_the_same_in_every_version_of_this_code() -> None:
-    assert PROTOCOL.digest == "8c7d4f20117a6940d9397799ddca9d509b4ec32920975a8f2321a3e13b04fe2d"
+    assert PROTOCOL.digest == "3497a48385aaefc8aa2faa946435f5f7fa78c72a00cf9aa6381237b2c913caa1"
 
 
 def test_unknown_keys_are_refused() -> None:

@@ -2,11 +2,16 @@
 
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from model import IdentityCodec
 from pipeline.__main__ import main
+from pipeline.config import Config
+from pipeline.configfile import load
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 
@@ -67,6 +72,50 @@ def test_guidance_away_from_a_prediction_that_was_never_trained_is_refused(
     code, message = refused(capsys, "check", *digits, conditioning, "sample.guidance.kind=classifier_free")
     assert code == 2
     assert "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so" in message
+
+
+def test_parts_of_improved_ddpm_that_do_not_fit_are_refused_together(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler = "sample.sampler={kind: ancestral, steps: 5, variance: learned}"
+    code, message = refused(capsys, "check", *digits, sampler)
+    assert code == 2
+    assert "sample.sampler.variance: learned, but the network predicts none; set variance.kind=learned_range" in message
+    code, message = refused(capsys, "check", *digits, "path.kind=vp_sde", "variance.kind=learned_range")
+    assert code == 2
+    assert "variance: learned_range learns the variance of a chain's steps, which a path in continuous time" in message
+
+
+def test_a_guiding_classifier_that_does_not_fit_is_refused_with_all_that_is_wrong(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guidance = "sample.guidance={kind: classifier, classifier: {classes: 9, batch_size: 7}}"
+    classes = "conditioning={kind: class_label, classes: 10}"
+    code, message = refused(
+        capsys, "check", *digits, guidance, classes, "data.image_size=6", "data.source={kind: shards, urls: [a.tar]}"
+    )
+    assert code == 2
+    assert "sample.guidance.classifier.classes: 9, but conditioning.classes is 10; make them equal" in message
+    assert "sample.guidance.classifier.batch_size 7 does not divide by train.num_workers 2" in message
+    assert "sample.guidance.classifier: 3 levels halve the image 2 times, but 6 pixels do not divide by 4" in message
+
+
+def test_a_guiding_classifier_of_other_classes_than_the_data_is_refused_after_packing(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guidance = "sample.guidance={kind: classifier, classifier: {classes: 12}}"
+    code, message = refused(capsys, "run", *digits, guidance)
+    assert code == 1
+    assert "sample.guidance.classifier.classes: 12, but the images have 10 classes" in message
+
+
+def test_clipping_of_latents_that_know_no_bounds_is_refused() -> None:
+    class Unbounded(IdentityCodec):
+        bounded: ClassVar[bool] = False
+
+    config = load(RUNS / "digits.yaml", [], Config)
+    with pytest.raises(ValidationError, match=r"clip: x0_and_eps keeps images in \[-1, 1\], and latents of codec"):
+        Config.model_validate({**config.model_dump(by_alias=True), "codec": Unbounded()})
 
 
 def test_a_class_without_a_training_image_is_named_after_packing(

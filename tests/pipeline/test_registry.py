@@ -46,7 +46,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) 
     folder = tmp_path_factory.mktemp("package")
     save_file(network.state_dict(), folder / "weights.safetensors")
     described = {
-        "format": 2,
+        "format": 3,
         "spec": SPEC.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
         "guidance": NO_GUIDANCE.model_dump(mode="json"),

@@ -60,7 +60,7 @@ def served_with_classes(tmp_path_factory: pytest.TempPathFactory, network_of_cla
 def save(folder: Path, spec: ModelSpec, network: torch.nn.Module) -> Path:
     save_file(network.state_dict(), folder / "weights.safetensors")
     described = {
-        "format": 2,
+        "format": 3,
         "spec": spec.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
         "guidance": (GUIDANCE if spec.classes else NO_GUIDANCE).model_dump(mode="json"),
