@@ -11,7 +11,7 @@ from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
-from .ema import EMA, EMAConfig
+from .ema import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
 from .grids import Grid, time_grid
 from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, Guidance, NoGuidance
@@ -53,8 +53,11 @@ __all__ = [
     "DiT",
     "EDMPath",
     "EMAConfig",
+    "EMAProfile",
+    "EMAs",
     "Eps",
     "Euler",
+    "ExponentialEMA",
     "GaussianPath",
     "Grid",
     "Guidance",
@@ -66,6 +69,7 @@ __all__ = [
     "NetworkDenoiser",
     "NoGuidance",
     "Path",
+    "PowerFunctionEMA",
     "Prediction",
     "PredictorCorrector",
     "Record",
