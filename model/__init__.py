@@ -22,6 +22,7 @@ from .networks import Network
 from .objectives import denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
+from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -72,11 +73,13 @@ __all__ = [
     "PowerFunctionEMA",
     "Prediction",
     "PredictorCorrector",
+    "Reconstruction",
     "Record",
     "RectifiedFlow",
     "Sampler",
     "Simple",
     "SimpleUNet",
+    "Snapshot",
     "State",
     "Stream",
     "SubVPSDE",
@@ -91,10 +94,12 @@ __all__ = [
     "VPScaledLinear",
     "VPSigmoid",
     "Weighting",
+    "combine_weights",
     "denoising_loss",
     "generate",
     "normal",
     "philox",
+    "reconstruct",
     "time_grid",
     "to_uint8",
     "to_unit_range",
