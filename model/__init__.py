@@ -13,7 +13,7 @@ from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
-from .ema import EMA, EMAConfig
+from .ema import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -26,6 +26,7 @@ from .noisy_classifier import NoisyClassifier
 from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
+from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -62,8 +63,11 @@ __all__ = [
     "DiT",
     "EDMPath",
     "EMAConfig",
+    "EMAProfile",
+    "EMAs",
     "Eps",
     "Euler",
+    "ExponentialEMA",
     "FixedVariance",
     "GaussianPath",
     "Grid",
@@ -80,13 +84,16 @@ __all__ = [
     "NoisyClassifier",
     "Objective",
     "Path",
+    "PowerFunctionEMA",
     "Prediction",
     "PredictorCorrector",
+    "Reconstruction",
     "Record",
     "RectifiedFlow",
     "Sampler",
     "Simple",
     "SimpleUNet",
+    "Snapshot",
     "State",
     "Stream",
     "SubVPSDE",
@@ -104,6 +111,7 @@ __all__ = [
     "Variance",
     "Weighting",
     "bound_term",
+    "combine_weights",
     "default_label",
     "denoising_loss",
     "generate",
@@ -111,6 +119,7 @@ __all__ = [
     "normal",
     "philox",
     "prior_term",
+    "reconstruct",
     "time_grid",
     "to_uint8",
     "to_unit_range",

@@ -6,9 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from model import EMA, EMAConfig
+from model import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from model.ema import WIDEST_SIGMA_REL, check_alike, gamma_of
+
+from .unions import name_of, with_defaults
+
+each_profile = pytest.mark.parametrize("profile", with_defaults(EMAProfile), ids=name_of)
+widths = st.floats(1e-3, WIDEST_SIGMA_REL)
 
 
 def small_network() -> nn.Module:
@@ -95,10 +101,118 @@ def test_ramp_limits_the_half_life_to_a_share_of_the_images_seen() -> None:
     assert config.decay(images_seen=20_000, batch_images=500) == pytest.approx(math.sqrt(0.5))  # half-life 1,000: full
 
 
+@each_profile
 @given(seen=st.integers(0, 10**9), more=st.integers(0, 10**6), batch=st.integers(1, 4096))
-def test_decay_lies_below_one_and_never_falls(seen: int, more: int, batch: int) -> None:
-    config = EMAConfig()
-    assert 0 <= config.decay(seen, batch) <= config.decay(seen + more, batch) < 1
+def test_decay_lies_below_one_and_never_falls(profile: EMAProfile, seen: int, more: int, batch: int) -> None:
+    assert 0 <= profile.decay(seen, batch) <= profile.decay(seen + more, batch) < 1
+
+
+@each_profile
+def test_first_batch_leaves_nothing_of_the_initial_weights(profile: EMAProfile) -> None:
+    assert profile.decay(images_seen=64, batch_images=64) == pytest.approx(0, abs=1e-5)
+
+
+@given(sigma_rel=widths)
+def test_gamma_inverts_the_relative_width(sigma_rel: float) -> None:
+    """Karras et al. 2024, eq. 123."""
+    gamma = gamma_of(sigma_rel)
+    assert gamma > 0
+    assert math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2) == pytest.approx(sigma_rel, rel=1e-12)
+
+
+@pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_gamma_of_the_papers_two_lengths(sigma_rel: float, gamma: float) -> None:
+    """Karras et al. 2024, section 3.2."""
+    assert gamma_of(sigma_rel) == pytest.approx(gamma, abs=5e-3)
+
+
+def profile_of(profile: EMAProfile, batches: list[int]) -> Tensor:
+    """The weight of each step in the average: what becomes of one-hot weights. float64 [steps]."""
+    network = nn.ParameterList([torch.zeros(len(batches))])
+    average, seen = EMAs(network, profile), 0
+    for one_hot, batch in zip(torch.eye(len(batches)), batches, strict=True):
+        seen += batch
+        average.update([one_hot], seen, batch)
+    return average.first.weights[0].double()
+
+
+@given(sigma_rel=widths, batches=st.lists(st.integers(1, 1000), min_size=1, max_size=50))
+def test_weight_of_a_step_is_the_integral_of_the_power_function_over_it(sigma_rel: float, batches: list[int]) -> None:
+    """(t_k / t)^(gamma + 1) - (t_(k-1) / t)^(gamma + 1): the discrete profile is exact, whatever the batches."""
+    ends = torch.tensor([0, *batches], dtype=torch.float64).cumsum(0) / sum(batches)
+    expected = (ends ** (gamma_of(sigma_rel) + 1)).diff()
+    weights = profile_of(PowerFunctionEMA(sigma_rel=sigma_rel), batches)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2, 0.28])
+def test_relative_width_of_the_discrete_profile_is_sigma_rel(sigma_rel: float) -> None:
+    steps = 1000
+    weights = profile_of(PowerFunctionEMA(sigma_rel=sigma_rel), [64] * steps)
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    middle = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    mean = (weights * middle).sum()
+    assert (weights * (middle - mean) ** 2).sum().sqrt() == pytest.approx(sigma_rel, rel=1e-3)
+
+
+class OnePowerLess(PowerFunctionEMA):
+    """Known to be wrong: the exponent of the profile where that of its integral belongs."""
+
+    def decay(self, images_seen: int, batch_images: int) -> float:
+        return float((1 - batch_images / images_seen) ** gamma_of(self.sigma_rel))
+
+
+def test_one_power_less_is_seen_in_the_profile() -> None:
+    right, wrong = (profile_of(kind(sigma_rel=0.1), [64] * 100) for kind in (PowerFunctionEMA, OnePowerLess))
+    assert (right - wrong).abs().max() > 0.05 * right.max()
+
+
+def test_each_average_follows_its_own_profile() -> None:
+    network = small_network()
+    profiles = [ExponentialEMA(half_life_images=100, ramp=None), PowerFunctionEMA(), PowerFunctionEMA(sigma_rel=0.05)]
+    together, alone = EMAs(network, *profiles), [EMA(network) for _ in profiles]
+    for seen in (32, 64, 96):
+        moved(network)
+        together.update(network.parameters(), seen, 32)
+        for profile, average in zip(profiles, alone, strict=True):
+            average.update(network.parameters(), profile.decay(seen, 32))
+    assert together.first is together.averages[0]
+    for average, expected in zip(together.averages, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(average.weights, expected.weights, strict=True))
+
+
+def test_state_of_several_averages_survives_a_round_trip() -> None:
+    network = small_network()
+    profiles = (ExponentialEMA(half_life_images=100), PowerFunctionEMA())
+    averages, others = EMAs(network, *profiles), EMAs(moved(network), *profiles)
+    averages.update(moved(network).parameters(), 64, 32)
+    others.load_state_dict(averages.state_dict())
+    for name, weight in others.state_dict().items():
+        assert torch.equal(weight, averages.state_dict()[name])
+        assert weight is not averages.state_dict()[name]
+    network.load_state_dict(others.first.state_dict(), strict=False)
+
+
+def test_state_of_fewer_or_more_averages_is_refused_and_changes_nothing() -> None:
+    network = small_network()
+    one, two = EMAs(network, PowerFunctionEMA()), EMAs(moved(network), PowerFunctionEMA(), PowerFunctionEMA())
+    before = {name: weight.clone() for name, weight in two.state_dict().items()}
+    with pytest.raises(ValueError, match=r"averages: 1\.0\.bias: found nothing, expected \(4,\); give weights of one"):
+        two.load_state_dict(one.state_dict())
+    assert all(torch.equal(weight, before[name]) for name, weight in two.state_dict().items())
+    with pytest.raises(ValueError, match=r"averages: 1\.0\.bias: found \(4,\), expected nothing"):
+        one.load_state_dict(two.state_dict())
+
+
+def test_weight_that_would_only_be_broadcast_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"here: w: found \(1,\), expected \(3,\)"):
+        check_alike({"w": torch.zeros(1)}, {"w": torch.zeros(3)}, "here")
+
+
+@pytest.mark.parametrize("sigma_rel", [0, -0.1, 0.289, 1])
+def test_relative_width_that_no_profile_has_is_refused(sigma_rel: float) -> None:
+    with pytest.raises(ValueError, match=r"sigma_rel\n.*(greater than 0|less than or equal to 0\.288)"):
+        PowerFunctionEMA(sigma_rel=sigma_rel)
 
 
 @pytest.mark.parametrize("bad", [{"half_life_images": 0}, {"ramp": 0}, {"ramp": -1}, {"rate": 0.9999}], ids=str)
