@@ -1,32 +1,38 @@
-"""Everything that a resumed training needs, on disk: weights, average, optimizer, losses, the number of images seen.
+"""Everything that a resumed training needs, on disk: weights, averages, optimizer, losses, the number of images seen.
 
 A checkpoint is a folder; `manifest.json` is written last and holds the sha256 of the other files, so that a folder
 without a manifest, or with other bytes than it says, is never mistaken for a checkpoint. Nothing in it is a pickle of
-our classes.
+our classes. It is written by a thread from a copy of the state, under another name until it is whole and on the disk,
+so that training neither waits for the storage nor leaves half a checkpoint behind.
 """
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
-from model import EMA, LossHistory
+from model import EMAs, LossHistory
 
 from .curve import Point
 from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
+from .tracking import flatten
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
 NETWORK, AVERAGE, HISTORY = "network.safetensors", "ema.safetensors", "history.safetensors"
 OPTIMIZER, MANIFEST = "optimizer.pt", "manifest.json"
-CHECKPOINTS, START = "checkpoints", "start"  # folders: of the attempt that is under way, and what it began from
+CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, named by the images seen
+_UNFINISHED = ".writing-"
 
 
 @dataclass
@@ -35,53 +41,209 @@ class TrainState:
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: EMA
+    ema: EMAs
     images_seen: int = 0
     curve: list[Point] = field(default_factory=list)
     """Its points so far, on rank 0: a kill may keep the last ones from the driver's file."""
     history: LossHistory | None = None
     """Where the times depend on the losses so far."""
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+    """Steps that were left out because they were not finite: in all, in a row up to now, and most in a row."""
 
-    def save(self, folder: Path, identity: str) -> None:
-        """Writes the state into the empty `folder`. identity: digest of the configuration that it belongs to."""
-        # save_file would keep the files from every other user of a shared disk
-        tensors = {NETWORK: self.network.state_dict(), AVERAGE: self.ema.state_dict()}
+    def snapshot(self, identity: Mapping[str, Any]) -> "Snapshot":
+        """A copy that later steps do not change. identity: all that decided the state, as JSON."""
+        tensors = {NETWORK: self.network.state_dict()}
+        tensors |= {average_file(number): ema.state_dict() for number, ema in enumerate(self.ema.averages)}
         if self.history is not None:
             tensors[HISTORY] = self.history.state_dict()
-        for name, content in tensors.items():
-            (folder / name).write_bytes(save(content))
-        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
         manifest = {
             "format": FORMAT,
             "identity": identity,
             "images_seen": self.images_seen,
-            "curve": self.curve,
-            "sha256": {name: sha256_of(folder / name) for name in (*tensors, OPTIMIZER)},
+            "skipped": self.skipped.tolist(),
+            "curve": list(self.curve),
         }
-        write_json(folder / MANIFEST, manifest)
+        return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest)
 
-    def load(self, folder: Path, identity: str) -> None:
+    def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
         manifest = verified_manifest(folder)
-        if manifest["identity"] != identity:
+        found, expected = flatten(manifest["identity"]), flatten(identity)
+        differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        if differing:
+            differences = "; ".join(
+                f"{key}: {found.get(key, 'absent')} there, {expected.get(key, 'absent')} here" for key in differing
+            )
             raise TrainingError(
-                f"{folder}: this checkpoint belongs to another configuration (identity {manifest['identity'][:12]}, "
-                f"expected {identity[:12]}); remove the folder to train anew"
+                f"{folder}: this checkpoint belongs to another configuration ({differences}); remove the folder to "
+                f"train anew, or start from its weights by train.warm_start"
             )
         self.network.load_state_dict(load_file(folder / NETWORK))
-        self.ema.load_state_dict(load_file(folder / AVERAGE))
+        for number, ema in enumerate(self.ema.averages):
+            ema.load_state_dict(load_file(folder / average_file(number)))
         if self.history is not None:
             self.history.load_state_dict(load_file(folder / HISTORY))
         self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
         self.images_seen = manifest["images_seen"]
         self.curve = manifest["curve"]
+        self.skipped.copy_(torch.tensor(manifest["skipped"]))
+
+
+def average_file(number: int) -> str:
+    """Of the average of this number; that of 0 is the one that images are drawn from."""
+    return AVERAGE if number == 0 else f"ema-{number}.safetensors"
+
+
+def _copied(value: Any) -> Any:
+    """The same structure, its tensors copied into this process's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of one moment, in memory."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """By file."""
+    optimizer: dict[str, Any]
+    manifest: dict[str, Any]
+    """Without the digests of the files."""
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return f"images-{self.manifest['images_seen']:012d}"
+
+    def write(self, folder: Path) -> Path:
+        """The checkpoint, whole and on the disk, within `folder`. -> its path. OSError where the storage refuses."""
+        final, draft = folder / self.name, folder / f"{_UNFINISHED}{self.name}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, content in self.tensors.items():
+            # save_file would keep the files from every other user of a shared disk
+            (draft / name).write_bytes(save(content))
+        torch.save(self.optimizer, draft / OPTIMIZER)
+        names = [*self.tensors, OPTIMIZER]
+        for name in names:
+            _to_disk(draft / name)
+        write_json(draft / MANIFEST, self.manifest | {"sha256": {name: sha256_of(draft / name) for name in names}})
+        shutil.rmtree(final, ignore_errors=True)  # the same moment, of an attempt before this one
+        draft.rename(final)
+        _to_disk(folder)
+        return final
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class CheckpointWriter:
+    """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
+
+    A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
+    checkpoint; so many refusals in a row do.
+    """
+
+    def __init__(self, folder: Path, keep: int, tell: Callable[[str], None], refusals: int = 3) -> None:
+        self.folder, self.keep, self.refusals, self._tell = folder, keep, refusals, tell
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._refused = 0
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begins to write it, once the one before is done. TrainingError where the storage has refused too often."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Until nothing is being written. TrainingError where the storage has refused too often."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+            self._refused = 0
+        except OSError as error:
+            self._refused += 1
+            if self._refused >= self.refusals:
+                raise TrainingError(
+                    f"{self.folder}: {self._refused} checkpoints in a row could not be written ({error}); earlier ones "
+                    f"are kept; mend the storage, and the same command goes on from there"
+                ) from error
+            self._tell(f"{self.folder}: checkpoint not written ({error}); training goes on and tries again")
+
+    def close(self) -> None:
+        """The last write must succeed: OSError, or TrainingError, where it does not."""
+        self.refusals = min(self.refusals, self._refused + 1)
+        self.wait()
+        self._thread.shutdown()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            snapshot.write(self.folder)
+        except OSError:
+            clear_unfinished(self.folder)  # its room is needed by whatever is tried next
+            raise
+        retain(self.folder, self.keep)
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` and the one whose training loss was the lowest."""
+    paths = _by_age(folder)
+    losses = {path: _loss(path) for path in paths}
+    kept = {*paths[:keep], min(paths, key=lambda path: losses[path])} if paths else set()
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _loss(path: Path) -> float:
+    """At the checkpoint's own point of the curve; infinite where there is none."""
+    try:
+        curve = read_json(path / MANIFEST)["curve"]
+    except (OSError, ValueError, KeyError):
+        return float("inf")
+    return float(curve[-1].get("loss", "inf")) if curve else float("inf")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what writes that were interrupted have left."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(folder.glob("images-*"), key=lambda path: path.name, reverse=True)
+
+
+def newest_checkpoint(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The whole checkpoint with the most images seen in a training's folder. `tell` hears of damaged ones."""
+    for path in _by_age(folder / CHECKPOINTS):
+        try:
+            verified_manifest(path)
+        except TrainingError as error:
+            tell(f"{error}; going on from the one before")
+            continue
+        return path
+    return None
 
 
 def verified_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. TrainingError, with the file's name, unless all files are there and unchanged."""
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TrainingError(f"{folder}: no readable {MANIFEST} ({error}); remove this unfinished checkpoint") from None
     if manifest["format"] != FORMAT:
         raise TrainingError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
@@ -92,35 +254,6 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder / name}: sha256 {found[:12]}, expected {expected[:12]}; remove this damaged checkpoint"
             )
     return manifest
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint below a training's folder with the most images seen; damaged ones are passed over."""
-    for path in sorted(folder.glob("*/images-*"), key=lambda path: path.name, reverse=True):
-        try:
-            verified_manifest(path)
-        except TrainingError:
-            continue
-        return path
-    return None
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Moves the newest checkpoint of earlier attempts out of Ray's way and clears away the rest. -> its new place.
-
-    Ray Train would go on by its own snapshot of what there is, which lags behind and which a kill may leave half
-    written, or naming a checkpoint that has been removed; then it starts no more.
-    """
-    newest = newest_checkpoint(folder)
-    if newest is not None and newest.parent.name != START:
-        kept = folder / START / newest.name
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.parent.mkdir(exist_ok=True)
-        newest = newest.rename(kept)
-    for path in [folder / CHECKPOINTS, *folder.glob(f"{START}/*")]:
-        if path != newest:
-            shutil.rmtree(path, ignore_errors=True)
-    return newest
 
 
 def weights_digest(weights: dict[str, torch.Tensor]) -> str:

@@ -14,8 +14,9 @@ from model import (
     ClassLabels,
     Codec,
     Conditioning,
-    EMAConfig,
+    EMAProfile,
     Eps,
+    ExponentialEMA,
     FixedVariance,
     Guidance,
     IdentityCodec,
@@ -65,14 +66,20 @@ class TrainConfig(Record):
     """At which times the network is trained."""
     augmentation: Augmentation | None = None
     """Random changes of the training images, of which the network is told (ncsnpp, augment_labels: 9); null: none."""
-    ema: EMAConfig = EMAConfig()
+    ema: EMAProfile = ExponentialEMA()
     """Average of the weights, from which images are sampled."""
+    also_averaged: tuple[EMAProfile, ...] = ()
+    """Further averages, kept in every checkpoint."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; weights, loss and optimizer stay float32. auto: bf16 on GPUs, fp32 on CPUs."""
     compile: Annotated[bool, Resource] = False
     """Compile the network with torch.compile; needs a C++ compiler on CPU."""
     checkpoint_images: Annotated[int, Resource] = Field(1_000_000, ge=1)
-    """A checkpoint every so many images; the two newest are kept."""
+    """A checkpoint every so many images, written while training goes on."""
+    keep_checkpoints: Annotated[int, Resource] = Field(2, ge=1)
+    """So many of the newest checkpoints are kept, and the one whose training loss was the lowest."""
+    max_skipped_steps: Annotated[int, Resource] = Field(10, ge=1)
+    """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)
     """A point of the training curve every so many images."""
 

@@ -27,23 +27,33 @@ class CurveBuffer:
 
     def __init__(self) -> None:
         self._points: list[Point] = []
+        self._said: list[str] = []
 
     def add(self, point: Point) -> None:
         """Called by rank 0."""
         self._points.append(point)
 
-    def take(self) -> list[Point]:
-        """Called by the driver: the points since its last call."""
-        points, self._points = self._points, []
-        return points
+    def say(self, text: str) -> None:
+        """Called by rank 0: a line for the terminal."""
+        self._said.append(text)
+
+    def take(self) -> tuple[list[Point], list[str]]:
+        """Called by the driver: the points and the lines since its last call."""
+        taken = self._points, self._said
+        self._points, self._said = [], []
+        return taken
 
 
 @contextmanager
-def recorded(folder: Path, on_point: Callable[[Point], None]) -> Iterator[Any]:
-    """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`."""
+def recorded(
+    folder: Path, on_point: Callable[[Point], None], on_line: Callable[[str], None] = lambda _: None
+) -> Iterator[Any]:
+    """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`,
+    and what it has to say to `on_line`.
+    """
     buffer: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CurveBuffer).remote()
     ended = Event()
-    writer = Thread(target=_write, args=(buffer, folder / CURVE, on_point, ended), name="curve", daemon=True)
+    writer = Thread(target=_write, args=(buffer, folder / CURVE, on_point, on_line, ended), name="curve", daemon=True)
     writer.start()
     try:
         yield buffer
@@ -73,15 +83,19 @@ def restore_curve(folder: Path, saved: list[Point]) -> None:
     write_text(folder / CURVE, "".join(lines))
 
 
-def _write(buffer: Any, path: Path, on_point: Callable[[Point], None], ended: Event) -> None:
+def _write(
+    buffer: Any, path: Path, on_point: Callable[[Point], None], on_line: Callable[[str], None], ended: Event
+) -> None:
     points = read_curve(path.parent)
     written = points[-1]["images"] if points else 0
     while True:
         last_round = ended.wait(_POLL_S)
         try:
-            arrived = ray.get(buffer.take.remote())
+            arrived, said = ray.get(buffer.take.remote())
         except ray.exceptions.RayError:  # the cluster is gone, and with it the training, which says why
             return
+        for line in said:
+            on_line(line)
         for point in arrived:
             on_point(point)
             if point["images"] > written:

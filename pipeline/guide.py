@@ -6,10 +6,9 @@ It is trained as the model is: by the same workers, on the same images, with the
 from pathlib import Path
 from typing import Any
 
-from model import ClassifierGuidance, Classifying, ClassLabels, EMAConfig, NoisyClassifier
+from model import ClassifierGuidance, Classifying, ClassLabels, ExponentialEMA, NoisyClassifier
 
 from .config import Config, TrainConfig
-from .files import digest
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train import train_network
@@ -37,7 +36,7 @@ class Guide(Stage):
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        return train_network(run, folder, recipe_of(run.config), digest(self.identity(run)))
+        return train_network(run, folder, recipe_of(run.config), self.identity(run))
 
     def figure(self, facts: Facts) -> str:
         return f"cross-entropy {facts['loss']:.4f} of noisy images, {facts['images_per_s']:,.0f} images/s"
@@ -51,7 +50,7 @@ def recipe_of(config: Config) -> Recipe:
         batch_size=classifier.batch_size,
         learning_rate=classifier.learning_rate,
         seed=classifier.seed,
-        ema=EMAConfig(half_life_images=max(1.0, classifier.images / _HALF_LIVES)),
+        ema=ExponentialEMA(half_life_images=max(1.0, classifier.images / _HALF_LIVES)),
         num_workers=config.train.num_workers,
         hflip=config.train.hflip,
         precision=config.train.precision,

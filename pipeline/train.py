@@ -3,12 +3,12 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig  # ray.train types it as the one of Train V1
 from safetensors.torch import load_file
@@ -18,11 +18,9 @@ from model import Denoising
 
 from .checkpoint import (
     AVERAGE,
-    CHECKPOINTS,
     SPEC,
     WEIGHTS,
     newest_checkpoint,
-    set_aside,
     verified_manifest,
     weights_digest,
 )
@@ -30,18 +28,20 @@ from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
 from .errors import PipelineError, TrainingError
-from .files import digest, write_text
+from .files import write_text
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
+
+_RAY = "ray-train"
 
 
 class Train(Stage):
     """Trains by DDP, from the last checkpoint where there is one, and keeps the averaged weights."""
 
     name = "train"
-    format = 2
+    format = 3
 
     def identity(self, run: Run) -> Any:
         return {
@@ -54,7 +54,7 @@ class Train(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
-        return train_network(run, folder, recipe_of(config), digest(self.identity(run)))
+        return train_network(run, folder, recipe_of(config), self.identity(run))
 
     def figure(self, facts: Facts) -> str:
         return f"loss {facts['loss']:.4f}, {facts['images_per_s']:,.0f} images/s"
@@ -65,27 +65,28 @@ def recipe_of(config: Config) -> Recipe:
     return Recipe(Denoising(config.spec, config.train.weighting), config.train, config.conditioning)
 
 
-def train_network(run: Run, folder: Path, recipe: Recipe, identity: str) -> Facts:
+def train_network(run: Run, folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> Facts:
     """Trains to the end, from the last checkpoint in `folder` where there is one, and keeps the averaged weights.
 
-    identity: digest of all that decides the result.
+    identity: all that decides the result, as JSON.
     """
     final_images = recipe.train.steps * recipe.train.batch_size
-    start = set_aside(folder)
+    start = newest_checkpoint(folder)  # the workers say what is wrong with damaged ones
     restore_curve(folder, verified_manifest(start)["curve"] if start else [])
     with run.terminal.progress(final_images, "images") as progress:
 
         def show(point: Point) -> None:
             progress.update(point["images"], **{name: point[name] for name in ("loss",) if name in point})
 
-        with recorded(folder, show) as curve:
+        with recorded(folder, show, run.terminal.line) as curve:
             job = TrainJob(
                 recipe=recipe,
                 cache=run.config.data.cache,
                 threads=run.threads,
+                timeout_s=run.config.cluster.timeout_s,
                 index_folder=str(run.results["prepare"].folder),
+                folder=str(folder),
                 identity=identity,
-                start=str(start) if start else None,
                 curve=curve,
             )
             _fit(job, run.config.cluster, run.joined, folder)
@@ -94,8 +95,9 @@ def train_network(run: Run, folder: Path, recipe: Recipe, identity: str) -> Fact
 
 
 def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -> None:
-    """Runs the workers to the end."""
+    """Runs the workers to the end. Checkpoints are our own, so Ray Train's folder is empty but for its marks."""
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.timeout_s))
+    shutil.rmtree(folder / _RAY, ignore_errors=True)  # it would go on by its own snapshot of an earlier attempt
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
@@ -106,12 +108,11 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
         run_config=RunConfig(
-            name=CHECKPOINTS,
+            name=_RAY,
             storage_path=str(folder),
             failure_config=FailureConfig(
                 max_failures=config.max_failures, controller_failure_limit=config.max_failures
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
@@ -137,7 +138,8 @@ def _check_finite(folder: Path) -> None:
     points = read_curve(folder)
     if points and "not_finite" in points[-1]:
         raise TrainingError(
-            f"train: the loss was no longer finite after {points[-1]['images']:,} images; the checkpoints before that "
+            f"train: too many steps in a row were not finite (train.max_skipped_steps), the last ones before "
+            f"{points[-1]['images']:,} images; the checkpoints before that "
             f"are kept; lower train.learning_rate, lengthen train.warmup_images, or set train.precision=fp32"
         )
 

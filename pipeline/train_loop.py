@@ -3,11 +3,11 @@
 Between two points of the curve nothing here waits for the device; nothing ever waits for MLflow or the terminal.
 """
 
-import math
-import tempfile
+import resource
+import socket
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,18 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray import train as ray_train
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
+from .errors import DataError
 from .order import SampleOrder
 from .reader import Cache, ShardReader
 from .shard_index import ShardIndex
-from .train_step import Batch, Recipe, TrainStep
+from .train_step import Batch, Recipe, TrainStep, share_of
+
+_FIRST_LOOK_STEPS = 20
+_LOOK_S = 2.0  # between two looks whether a node is about to go; each is a small broadcast
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,13 @@ class TrainJob:
     recipe: Recipe
     cache: Cache
     threads: int
+    timeout_s: float
+    """Longest wait for the next images."""
     index_folder: str
-    identity: str
-    start: str | None
-    """Folder of the checkpoint of an earlier run to go on from."""
+    folder: str
+    """Of the training; its checkpoints lie below."""
+    identity: Mapping[str, Any]
+    """All that decides the result, as JSON."""
     curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
 
 
@@ -43,103 +52,157 @@ def train_loop(options: dict[str, TrainJob]) -> None:
     """Ray Train's entry point on a worker."""
     job = options["job"]
     torch.set_num_threads(job.threads)
-    worker = Worker(job, get_device(), ray_train.get_context().get_world_rank(), _world_size())
-    worker.resume()
+    context = ray_train.get_context()
+    worker = Worker(job, get_device(), context.get_world_rank(), context.get_world_size(), _is_leaving)
+    worker.resume(broadcast_from_rank_zero(worker.newest_checkpoint()))
     worker.run()
 
 
-def _world_size() -> int:
-    return int(ray_train.get_context().get_world_size())
+def _is_leaving() -> bool:
+    """Whether a node with one of the workers is about to go; all workers ask at the same step and agree."""
+    return ray_train.get_preemption_info() is not None
 
 
 class Worker:
     """One of the processes that train together."""
 
-    def __init__(self, job: TrainJob, device: torch.device, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        job: TrainJob,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.job, self.config, self.device, self.rank = job, job.recipe.train, device, rank
-        self.local_batch_size = self.config.batch_size // world_size
+        self.is_leaving = is_leaving
+        self.share = share_of(self.config.batch_size, rank, world_size)
         self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache)
         self.order = SampleOrder(len(self.reader), self.config.seed)
         self.step = TrainStep(job.recipe, device, world_size)
         self.state = self.step.state
+        self.writer = CheckpointWriter(Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say)
+        self.waited_s = 0.0
 
-    def resume(self) -> None:
-        """Goes back to the newest checkpoint: this run's, where a worker failed, or else an earlier run's."""
-        checkpoint = ray_train.get_checkpoint()
+    def newest_checkpoint(self) -> str | None:
+        """Where to go on from, as rank 0 finds it; what writes that were interrupted have left is cleared away."""
+        if self.rank != 0:
+            return None
+        clear_unfinished(self.writer.folder)
+        newest = newest_checkpoint(Path(self.job.folder), self._say)
+        return str(newest) if newest else None
+
+    def resume(self, checkpoint: str | None) -> None:
+        """Goes back to this checkpoint, or begins."""
         if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                self.state.load(Path(folder), self.job.identity)
-        elif self.job.start is not None:
-            self.state.load(Path(self.job.start), self.job.identity)
+            self.state.load(Path(checkpoint), self.job.identity)
 
     def run(self) -> None:
-        """Trains to the end, with checkpoints and points of the curve on the way; a loss that is not finite ends it."""
-        meter = Meter(self.state.images_seen)
+        """Trains to the end, with checkpoints and points of the curve on the way.
+
+        A loss that is not finite for too many steps in a row ends it.
+        """
+        meter, every, saved_early = Meter(self.state.images_seen), _FIRST_LOOK_STEPS, False
         final_images = self.config.steps * self.config.batch_size
-        for batch in self._batches(final_images):
+        for number, batch in enumerate(self._batches(final_images), start=1):
             self.step(batch)
             seen = self.state.images_seen
             last = seen >= final_images
             checkpoint_due = last or _passes(seen, self.config.batch_size, self.config.checkpoint_images)
             point_due = checkpoint_due or _passes(seen, self.config.batch_size, self.config.log_images)
-            if point_due and not self._log(meter):
-                return
-            if checkpoint_due:
+            if point_due:
+                step_s, goes_on = self._log(meter)
+                every = max(1, round(_LOOK_S / step_s))
+                if not goes_on:
+                    break
+            leaves = not saved_early and number % every == 0 and self.is_leaving()
+            if checkpoint_due or leaves:
                 self._save()
+            if leaves:
+                saved_early = True
+                self.writer.wait()
+        self.writer.close()
 
     def _batches(self, final_images: int) -> Iterator[Batch]:
         """This worker's share of each step. One is read ahead, by a thread."""
         starts = range(self.state.images_seen, final_images, self.config.batch_size)
-        offsets = [start + self.rank * self.local_batch_size for start in starts]
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
-            ahead = pool.submit(self._read, offsets[0]) if offsets else None
-            for following in [*offsets[1:], None]:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        try:
+            ahead = pool.submit(self._read, starts[0]) if starts else None
+            for following in [*starts[1:], None]:
                 if ahead is None:
                     return
-                batch = ahead.result()
+                batch = self._arrived(ahead)
                 ahead = pool.submit(self._read, following) if following is not None else None
                 yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, position: int) -> Batch:
-        samples: NDArray[np.int64] = self.order.samples(position, position + self.local_batch_size)
+    def _arrived(self, ahead: "Future[Batch]") -> Batch:
+        """The batch, once it has been read. DataError where that takes too long."""
+        began = time.perf_counter()
+        try:
+            return ahead.result(timeout=self.job.timeout_s)
+        except TimeoutError:
+            raise DataError(
+                f"worker {self.rank} on {socket.gethostname()}: no images for {self.job.timeout_s:g} s "
+                f"(cluster.timeout_s), after {self.state.images_seen:,}; is the storage of {self.job.index_folder} "
+                f"alive?"
+            ) from None
+        finally:
+            self.waited_s += time.perf_counter() - began
+
+    def _read(self, start: int) -> Batch:
+        """The share of the global batch that begins at this position of the stream."""
+        position = start + self.share.start
+        samples: NDArray[np.int64] = self.order.samples(position, start + self.share.stop)
         images, labels = torch.from_numpy(self.reader.read(samples)), torch.from_numpy(self.reader.labels[samples])
         if self.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
         return Batch(position, images, labels)
 
-    def _log(self, meter: "Meter") -> bool:
-        """Sends off the loss, averaged over steps and workers. False, on every rank alike, if it is not finite."""
-        loss = float(self.step.loss.compute())
-        gradient_norm = float(self.step.gradient_norm.compute())
-        self.step.loss.reset()
-        self.step.gradient_norm.reset()
-        finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+    def _log(self, meter: "Meter") -> tuple[float, bool]:
+        """Sends off a point of the curve, averaged over steps and workers.
+
+        -> seconds of a step, and whether to go on, both alike on every rank.
+        """
+        taken = meter.take(self.state.images_seen)
+        figures = self.step.take_figures(taken["seconds"])
+        skipped, _, most_in_a_row = self.state.skipped.tolist()
+        goes_on = most_in_a_row < self.config.max_skipped_steps
         if self.rank == 0:
             point = {
                 "images": self.state.images_seen,
                 "time_ms": time.time_ns() // 1_000_000,
-                **({"loss": loss, "gradient_norm": gradient_norm} if finite else {"not_finite": True}),
+                **figures.losses,
                 "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-                **meter.take(self.state.images_seen),
+                "skipped_steps": skipped,
+                **taken,
+                "data_wait_share": self.waited_s / taken["seconds"],
+                "worker_memory_bytes": peak_memory_bytes(self.device),
+                **({} if goes_on else {"not_finite": True}),
             }
             self.state.curve.append(point)
             ray.get(self.job.curve.add.remote(point))
-        return finite
+        self.waited_s = 0.0
+        steps = max(1.0, taken["images_per_s"] * taken["seconds"] / self.config.batch_size)
+        return figures.seconds / steps, goes_on
 
     def _save(self) -> None:
-        """Rank 0 hands a checkpoint to Ray Train, which stores it in the background; all ranks meet here."""
-        metrics = {"images": self.state.images_seen}
-        if self.rank != 0:
-            ray_train.report(metrics)
-            return
-        folder = tempfile.mkdtemp(prefix="checkpoint-")
-        self.state.save(Path(folder), self.job.identity)
-        ray_train.report(
-            metrics,
-            checkpoint=ray_train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"images-{self.state.images_seen:012d}",
-            checkpoint_upload_mode=ray_train.CheckpointUploadMode.ASYNC,
-        )
+        """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""
+        if self.rank == 0:
+            self.writer.save(self.state.snapshot(self.job.identity))
+
+    def _say(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        ray.get(self.job.curve.say.remote(text))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on its GPU, or in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Meter:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import AUGMENT_NUMBERS, EMA, Conditioning, Objective, Stream, normal, to_unit_range, uniforms, words
+from model import AUGMENT_NUMBERS, Conditioning, EMAs, Objective, Stream, normal, to_unit_range, uniforms, words
 
 from .checkpoint import TrainState
 from .config import TrainConfig
@@ -47,6 +47,20 @@ class Batch(NamedTuple):
     """int64 [local_batch]; -1 where the data have none."""
 
 
+def share_of(batch_size: int, rank: int, world_size: int) -> range:
+    """A worker's positions within each global batch: as many for each worker, to within one."""
+    return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+class Figures(NamedTuple):
+    """Of the steps between two points of the curve."""
+
+    losses: dict[str, float]
+    """By name; what is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times."""
+    seconds: float
+    """Mean over the workers."""
+
+
 class TrainStep:
     """The network with all that changes while it is trained; calling it with a batch trains it one step further."""
 
@@ -59,9 +73,13 @@ class TrainStep:
         self.parameters = list(network.parameters())  # to walk the modules at every step costs a millisecond
         optimizer = torch.optim.Adam(self.parameters, lr=0.0, fused=True)
         history = self.config.times.new_history()
-        self.state = TrainState(network, optimizer, EMA(network), history=history.to(device) if history else None)
+        averages = EMAs(network, self.config.ema, *self.config.also_averaged)
+        self.state = TrainState(network, optimizer, averages, history=history.to(device) if history else None)
+        self.state.skipped = self.state.skipped.to(device)
         self.network = self._parallel(network)
         self.loss, self.gradient_norm = _mean(device), _mean(device)
+        self.quartiles = torch.zeros(2, 4, device=device)
+        """Sums and numbers of losses by quarter of the drawn times, the cleanest first, of this worker."""
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:
@@ -94,19 +112,42 @@ class TrainStep:
             losses = self.recipe.objective.losses(self.network, x0, times.t, eps, label, augmented)
         loss = (losses * times.importance).mean()
         state.optimizer.zero_grad()
-        loss.backward()
+        # DDP averages over workers, whose shares of the batch may differ by one image.
+        (loss * (len(images) * self.world_size / config.batch_size)).backward()
+        self._update()
+        self._record(losses.detach(), loss.detach(), shares)
+        if state.history is not None and times.interval is not None:
+            seen = torch.where(losses.isfinite(), losses.detach(), 0.0)
+            state.history.add(self._of_all_workers(times.interval), self._of_all_workers(seen))
+        return loss.detach()
+
+    def _update(self) -> None:
+        """Takes the step that the gradients ask for, unless they are not finite.
+
+        Gradients are those of all workers together, so all leave the same steps out; the optimizer is told so by a
+        number on the device, for which nothing waits.
+        """
+        config, state = self.config, self.state
         limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        finite = norm.isfinite()
+        state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.images_seen)
         state.optimizer.step()
         state.images_seen += config.batch_size
-        state.ema.update(self.parameters, config.ema.decay(state.images_seen, config.batch_size))
-        self.loss.update(loss.detach())
-        self.gradient_norm.update(norm)
-        if state.history is not None and times.interval is not None:
-            state.history.add(self._of_all_workers(times.interval), self._of_all_workers(losses.detach()))
-        return loss.detach()
+        state.ema.update(self.parameters, state.images_seen, config.batch_size)
+        in_a_row = torch.where(finite, 0, state.skipped[1] + 1)
+        state.skipped.copy_(torch.stack((state.skipped[0] + ~finite, in_a_row, state.skipped[2].maximum(in_a_row))))
+        self.gradient_norm.update(torch.where(finite, norm, 0.0), finite)
+
+    def _record(self, losses: Tensor, loss: Tensor, shares: Tensor) -> None:
+        """Takes up the losses for the next point of the curve; those that are not finite are only counted."""
+        self.loss.update(torch.where(loss.isfinite(), loss, 0.0), len(losses) * loss.isfinite())
+        quarter = (4 * shares).long().clamp(max=3)
+        finite = losses.isfinite()
+        sums = torch.stack((torch.where(finite, losses, 0.0), finite.to(losses.dtype)))
+        self.quartiles.index_add_(1, quarter, sums)
 
     def _prepared(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents of the images, mirrored or augmented where that is asked for, and what the network is told of it."""
@@ -120,13 +161,30 @@ class TrainStep:
         with torch.no_grad():
             return self.codec.encode(x0), augmented
 
+    def take_figures(self, seconds: float) -> "Figures":
+        """What has been taken up since the last call, of all workers together. seconds: of this worker in that time."""
+        sums = torch.cat((self.quartiles.flatten(), self.quartiles.new_tensor([seconds, 1.0]))).double()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        quarters, (total_s, workers) = sums[:8].view(2, 4).tolist(), sums[8:].tolist()
+        means = {f"loss_q{number}": quarters[0][number] / n for number, n in enumerate(quarters[1]) if n}
+        losses = {"loss": float(self.loss.compute()), "gradient_norm": float(self.gradient_norm.compute())}
+        for part in (self.loss, self.gradient_norm):
+            part.reset()
+        self.quartiles.zero_()
+        return Figures(
+            {name: value for name, value in (losses | means).items() if math.isfinite(value)}, total_s / workers
+        )
+
     def _of_all_workers(self, values: Tensor) -> Tensor:
         """The values of the global batch, in its order. [local_batch] -> [batch]."""
         if self.world_size == 1:
             return values
-        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
-        torch.distributed.all_gather(gathered, values)
-        return torch.cat(gathered)
+        shares = [share_of(self.config.batch_size, rank, self.world_size) for rank in range(self.world_size)]
+        longest = max(map(len, shares))
+        gathered = [values.new_empty(longest) for _ in shares]
+        torch.distributed.all_gather(gathered, nn.functional.pad(values, (0, longest - len(values))))
+        return torch.cat([some[: len(share)] for some, share in zip(gathered, shares, strict=True)])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.precision

@@ -1,60 +1,99 @@
 """Checkpoints: whole and of this configuration, or refused; the newest whole one is what a training goes on from."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from model import EMA, LossHistory
+from model import EMAs, ExponentialEMA, LossHistory, PowerFunctionEMA
 from pipeline.checkpoint import (
     CHECKPOINTS,
     HISTORY,
     MANIFEST,
     NETWORK,
     OPTIMIZER,
-    START,
+    CheckpointWriter,
     TrainState,
+    clear_unfinished,
     newest_checkpoint,
-    set_aside,
+    retain,
     verified_manifest,
     weights_digest,
 )
 from pipeline.errors import TrainingError
 
+IDENTITY = {"train": {"learning_rate": 0.1}, "data": "d"}
+
 
 def new_state(seed: int = 0) -> TrainState:
     torch.manual_seed(seed)
     network = nn.Linear(3, 2)
-    return TrainState(network, torch.optim.Adam(network.parameters(), lr=0.1), EMA(network))
+    averages = EMAs(network, ExponentialEMA(half_life_images=10), PowerFunctionEMA(sigma_rel=0.1))
+    return TrainState(network, torch.optim.Adam(network.parameters(), lr=0.1, fused=True), averages)
 
 
-def saved(folder: Path, images: int, state: TrainState | None = None) -> Path:
+def stepped(state: TrainState) -> TrainState:
+    """One step further."""
+    state.optimizer.zero_grad()
+    state.network(torch.ones(4, 3)).sum().backward()
+    state.optimizer.step()
+    state.images_seen += 4
+    state.ema.update(state.network.parameters(), state.images_seen, 4)
+    return state
+
+
+def saved(folder: Path, images: int, state: TrainState | None = None, loss: float = 1.0) -> Path:
     state = state or new_state()
     state.images_seen = images
-    path = folder / f"images-{images:012d}"
-    path.mkdir(parents=True)
-    state.save(path, "this")
-    return path
+    state.curve = [{"images": images, "loss": loss}]
+    return state.snapshot(IDENTITY).write(folder)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the bit, tensors within dictionaries included."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    state = new_state()
-    state.network(torch.ones(4, 3)).sum().backward()
-    state.optimizer.step()
-    state.curve.append({"images": 7, "loss": 0.1})
-    path = saved(tmp_path, 7, state)
+    state = stepped(stepped(new_state()))
+    state.skipped = torch.tensor([5, 1, 3])
+    path = saved(tmp_path, 8, state)
     other = new_state(seed=1)
-    other.load(path, "this")
-    assert other.images_seen == 7
-    assert other.curve == state.curve
+    other.load(path, IDENTITY)
+    assert (other.images_seen, other.curve, other.skipped.tolist()) == (8, state.curve, [5, 1, 3])
     assert weights_digest(other.network.state_dict()) == weights_digest(state.network.state_dict())
-    assert weights_digest(other.ema.state_dict()) == weights_digest(state.ema.state_dict())
-    for mine, its in zip(
-        other.optimizer.state_dict()["state"].values(), state.optimizer.state_dict()["state"].values(), strict=True
-    ):
-        assert all(torch.equal(mine[name], its[name]) for name in its)
+    assert all(
+        same(its.state_dict(), mine.state_dict())
+        for its, mine in zip(other.ema.averages, state.ema.averages, strict=True)
+    )
+    assert same(other.optimizer.state_dict()["state"], state.optimizer.state_dict()["state"])
+    stepped(state)
+    stepped(other)
+    assert same(state.network.state_dict(), other.network.state_dict())
+
+
+def test_a_snapshot_stays_as_it_was_while_training_goes_on(tmp_path: Path) -> None:
+    state = stepped(new_state())
+    before, snapshot = weights_digest(state.network.state_dict()), state.snapshot(IDENTITY)
+    stepped(state)
+    state.curve.append({"images": 8, "loss": 0.0})
+    path = snapshot.write(tmp_path)
+    other = new_state(seed=1)
+    other.load(path, IDENTITY)
+    assert weights_digest(other.network.state_dict()) == before != weights_digest(state.network.state_dict())
+    assert (other.images_seen, other.curve) == (4, [])
 
 
 def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
@@ -62,7 +101,7 @@ def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
     state.history, other.history = LossHistory(4, 3), LossHistory(4, 3)
     state.history.add(torch.tensor([0, 2, 2, 3]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
     path = saved(tmp_path, 7, state)
-    other.load(path, "this")
+    other.load(path, IDENTITY)
     assert torch.equal(other.history.losses, state.history.losses)
     assert other.history.counts.tolist() == [1, 0, 2, 1]
     (path / HISTORY).write_bytes(b"")
@@ -70,10 +109,12 @@ def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
         verified_manifest(path)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
-    with pytest.raises(TrainingError, match=r"belongs to another configuration \(identity this, expected that\)"):
-        new_state().load(path, "that")
+    changed = {"train": {"learning_rate": 0.2}, "data": "d", "path": "p"}
+    says = r"another configuration \(path: absent there, p here; train.learning_rate: 0.1 there, 0.2 here\); remove"
+    with pytest.raises(TrainingError, match=says):
+        new_state().load(path, changed)
 
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
@@ -87,7 +128,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(TrainingError, match="checkpoint format 99, this version reads 3"):
+    with pytest.raises(TrainingError, match="checkpoint format 99, this version reads 4"):
         verified_manifest(path)
 
 
@@ -99,27 +140,103 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, damage) -> None:  # 
         verified_manifest(path)
 
 
-def test_the_newest_checkpoint_is_the_last_one_that_is_whole(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_last_one_that_is_whole_and_the_others_are_told_of(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     older, newer = saved(tmp_path / CHECKPOINTS, 100), saved(tmp_path / CHECKPOINTS, 200)
-    saved(tmp_path / START, 50)
-    assert newest_checkpoint(tmp_path) == newer
+    told: list[str] = []
+    assert newest_checkpoint(tmp_path, told.append) == newer
+    assert not told
     (newer / OPTIMIZER).write_bytes(b"")
-    assert newest_checkpoint(tmp_path) == older
+    assert newest_checkpoint(tmp_path, told.append) == older
+    (line,) = told
+    assert line.startswith(f"{newer / OPTIMIZER}: sha256 ")
+    assert line.endswith("going on from the one before")
 
 
-def test_set_aside_leaves_the_newest_checkpoint_alone_and_ray_nothing(tmp_path: Path) -> None:
-    assert set_aside(tmp_path) is None
-    saved(tmp_path / START, 50)
-    saved(tmp_path / CHECKPOINTS, 100)
-    newest = saved(tmp_path / CHECKPOINTS, 200)
-    (tmp_path / CHECKPOINTS / "checkpoint_manager_snapshot.json").write_text("{")
-    kept = tmp_path / START / newest.name
-    assert set_aside(tmp_path) == kept
-    assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/images-*")] == [Path(START, newest.name)]
-    assert not (tmp_path / CHECKPOINTS).exists()
-    assert verified_manifest(kept)["images_seen"] == 200
-    assert set_aside(tmp_path) == kept  # a kill before the next checkpoint costs nothing either
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for images, loss in ((100, 0.5), (200, 0.1), (300, 0.3), (400, 0.4), (500, 0.2)):
+        saved(tmp_path, images, loss=loss)
+    (tmp_path / "images-000000000050").mkdir()  # of an unfinished kind: no manifest
+    retain(tmp_path, keep=2)
+    assert [path.name[-3:] for path in sorted(tmp_path.iterdir())] == ["200", "400", "500"]
+
+
+WRITE_FOREVER = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from model import EMAs, ExponentialEMA
+from pipeline.checkpoint import TrainState
+network = nn.Linear(1000, 1000)
+state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
+network(torch.ones(1, 1000)).sum().backward()
+state.optimizer.step()
+print("ready", flush=True)
+while True:
+    state.images_seen += 1
+    state.snapshot({}).write(Path(sys.argv[1]))
+"""
+
+
+def test_whatever_moment_a_writer_is_killed_at_every_checkpoint_by_name_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_FOREVER, str(tmp_path / CHECKPOINTS)]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    time.sleep(1.5)
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    whole = list((tmp_path / CHECKPOINTS).glob("images-*"))
+    assert whole
+    assert {verified_manifest(path)["format"] for path in whole} == {4}
+    clear_unfinished(tmp_path / CHECKPOINTS)
+    assert sorted((tmp_path / CHECKPOINTS).iterdir()) == sorted(whole)
+
+
+def test_saving_returns_before_the_storage_has_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
+    writer = CheckpointWriter(tmp_path, keep=2, tell=print)
+    state = stepped(new_state())
+    writer.save(state.snapshot(IDENTITY))
+    assert not list(tmp_path.glob("images-*"))
+    stepped(state)
+    gate.set()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
+
+
+def test_a_storage_that_refuses_does_not_stop_the_training_until_it_has_often(tmp_path: Path) -> None:
+    folder, told = tmp_path / CHECKPOINTS, list[str]()
+    folder.write_text("a file where the folder should be")
+    writer = CheckpointWriter(folder, keep=2, tell=told.append, refusals=3)
+    state = new_state()
+    for _ in range(2):
+        writer.save(stepped(state).snapshot(IDENTITY))
+    writer.wait()
+    assert len(told) == 2
+    assert all("checkpoint not written" in line and "training goes on and tries again" in line for line in told)
+    folder.unlink()
+    writer.save(stepped(state).snapshot(IDENTITY))
+    writer.wait()
+    assert newest_checkpoint(tmp_path) == folder / "images-000000000012"
+    (folder / "images-000000000012").rename(tmp_path / "kept")
+    folder.rmdir()
+    folder.write_text("again")
+    for _ in range(3):
+        writer.save(stepped(state).snapshot(IDENTITY))
+    with pytest.raises(TrainingError, match=r"3 checkpoints in a row could not be written .*; earlier ones are kept"):
+        writer.wait()
+
+
+def test_the_last_checkpoint_of_a_training_must_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / CHECKPOINTS
+    folder.write_text("a file where the folder should be")
+    writer = CheckpointWriter(folder, keep=2, tell=print)
+    writer.save(stepped(new_state()).snapshot(IDENTITY))
+    with pytest.raises(TrainingError, match="1 checkpoints in a row could not be written"):
+        writer.close()
 
 
 def test_a_digest_sees_names_shapes_types_and_values() -> None:

@@ -44,4 +44,5 @@ def test_a_loss_that_was_not_finite_is_forgotten_when_training_goes_on(tmp_path:
 def test_the_buffer_gives_each_point_once() -> None:
     buffer = CurveBuffer()
     buffer.add(point(1))
-    assert (buffer.take(), buffer.take()) == ([point(1)], [])
+    buffer.say("a line")
+    assert (buffer.take(), buffer.take()) == (([point(1)], ["a line"]), ([], []))

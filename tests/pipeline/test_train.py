@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import EMA
+from model import EMAs, ExponentialEMA
 from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, TrainState
 from pipeline.config import TrainConfig
 from pipeline.curve import CURVE
@@ -33,7 +33,7 @@ def write_curve(folder: Path, *points: dict[str, object]) -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_change(tmp_path: Path) -> None:
     write_curve(tmp_path, {"images": 1_000, "loss": 1.0}, {"images": 2_000, "not_finite": True})
-    with pytest.raises(TrainingError, match=r"no longer finite after 2,000 images.*lower train\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"too many steps.*before 2,000 images.*lower train\.learning_rate"):
         _check_finite(tmp_path)
     write_curve(tmp_path, {"images": 1_000, "loss": 1.0})
     _check_finite(tmp_path)
@@ -58,10 +58,10 @@ def test_the_average_of_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
 
 def save_checkpoint(folder: Path, images: int) -> None:
     network = nn.Linear(3, 2)
-    state = TrainState(network, torch.optim.Adam(network.parameters()), EMA(network), images)
-    path = folder / CHECKPOINTS / f"images-{images:012d}"
-    path.mkdir(parents=True)
-    state.save(path, "this")
+    averages = EMAs(network, ExponentialEMA())
+    TrainState(network, torch.optim.Adam(network.parameters()), averages, images).snapshot({}).write(
+        folder / CHECKPOINTS
+    )
 
 
 def test_a_refusal_on_any_rank_is_told_rather_than_what_the_others_saw_of_it() -> None:
