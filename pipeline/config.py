@@ -40,6 +40,8 @@ from model import Path as GaussianPath  # not a file's
 from .keyroles import Resource
 from .sources import DataConfig
 
+Workers = Annotated[int, Field(ge=1)]
+
 
 class TrainConfig(Record):
     """How the network is trained. Lengths are in images, so that they mean the same at every batch size."""
@@ -48,8 +50,9 @@ class TrainConfig(Record):
     """Training length, images (with repetition), rounded up to whole batches."""
     batch_size: int = Field(128, ge=1)
     """Global batch, images: all workers together."""
-    num_workers: Annotated[int, Resource] = Field(1, ge=1)
-    """Ray Train workers (one process each, one GPU each where there are GPUs); must divide batch_size."""
+    num_workers: Annotated[Workers | tuple[Workers, Workers], Resource] = 1
+    """Ray Train workers, one process each, one GPU each where there are GPUs; [least, most]: as many as there is room
+    for, more or fewer as nodes come and go. They share each batch evenly, to within one image."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of initial weights, data order, flips, augmentation, times, noise, withheld classes and dropout."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -82,6 +85,11 @@ class TrainConfig(Record):
     """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)
     """A point of the training curve every so many images."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
     def steps(self) -> int:
@@ -129,7 +137,10 @@ class ClusterConfig(Record):
     cpus_per_worker: int = Field(1, ge=1)
     """CPU cores, and threads, of each training, sampling and scoring process."""
     num_samplers: int | None = Field(None, ge=1)
-    """Sampling and scoring processes; null: as many as training has workers."""
+    """Sampling and scoring processes; null: as many as training has workers at least."""
+    resize_s: float = Field(60, gt=0)
+    """How often elastic training looks whether there is room for more workers, seconds; each change costs a restart
+    from the last checkpoint."""
     max_failures: int = Field(3, ge=0)
     """How often training starts again from its last checkpoint when a worker fails, before the run fails."""
     timeout_s: float = Field(600, gt=0)
@@ -184,11 +195,10 @@ class Config(Record):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         mistakes = []
-        if self.train.batch_size % self.train.num_workers:
-            mistakes.append(
-                f"train.batch_size {self.train.batch_size} does not divide by "
-                f"train.num_workers {self.train.num_workers}; change one of them"
-            )
+        fewest, most = self.train.worker_range
+        if fewest > most:
+            mistakes.append(f"train.num_workers: [{fewest}, {most}], expected the least first")
+        mistakes += self._idle_worker_mistakes("train.batch_size", self.train.batch_size)
         checks: tuple[tuple[str, Callable[[], None]], ...] = (
             ("network", lambda: self.network.check_image_size(self.latent_shape[1])),
             ("network", lambda: self.network.check_path(self.path) if isinstance(self.network, NCSNpp) else None),
@@ -207,6 +217,11 @@ class Config(Record):
             raise ValueError("\n".join(mistakes))
         return self
 
+    def _idle_worker_mistakes(self, key: str, batch_size: int) -> Iterator[str]:
+        most = max(self.train.worker_range)
+        if batch_size < most:
+            yield f"{key} {batch_size} is less than train.num_workers {most}; some would have no image to learn from"
+
     def _guidance_mistakes(self) -> Iterator[str]:
         guidance, told = self.sample.guidance, self.conditioning.classes
         if isinstance(guidance, ClassifierFreeGuidance):
@@ -221,18 +236,14 @@ class Config(Record):
                     "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
                 )
         if isinstance(guidance, ClassifierGuidance):
-            classifier, workers = guidance.classifier, self.train.num_workers
+            classifier = guidance.classifier
             yield from _refusal("sample.guidance.classifier", lambda: classifier.check_image_size(self.latent_shape[1]))
             if told and told != classifier.classes:
                 yield (
                     f"sample.guidance.classifier.classes: {classifier.classes}, but conditioning.classes is {told}; "
                     "make them equal"
                 )
-            if classifier.batch_size % workers:
-                yield (
-                    f"sample.guidance.classifier.batch_size {classifier.batch_size} does not divide by "
-                    f"train.num_workers {workers}; change one of them"
-                )
+            yield from self._idle_worker_mistakes("sample.guidance.classifier.batch_size", classifier.batch_size)
 
     def _sampler_mistakes(self) -> Iterator[str]:
         sampler = self.sample.sampler

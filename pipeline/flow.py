@@ -88,7 +88,7 @@ def recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
 
 def _check_resources(run: Run) -> None:
     if "train" not in run.results:
-        run.joined.require(run.config.train.num_workers, "train.num_workers")
+        run.joined.require(min(run.config.train.worker_range), "train.num_workers")
     run.joined.require(run.processes, "cluster.num_samplers")
 
 

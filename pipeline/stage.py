@@ -80,7 +80,7 @@ class Run:
     @property
     def processes(self) -> int:
         """Sampling and scoring processes."""
-        return self.config.cluster.num_samplers or self.config.train.num_workers
+        return self.config.cluster.num_samplers or min(self.config.train.worker_range)
 
     @property
     def threads(self) -> int:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import FailureConfig  # ray.train types it as the one of Train V1
+from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train types them as those of Train V1
 from safetensors.torch import load_file
 
 from evaluation.atomic import whole_file
@@ -104,6 +104,7 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=int(config.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=job.recipe.train.num_workers,
+            elastic_resize_monitor_interval_s=config.resize_s,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),

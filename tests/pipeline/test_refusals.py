@@ -40,9 +40,9 @@ def test_a_typo_in_a_key_names_the_key_that_was_meant(digits: list[str], capsys:
 def test_parts_that_do_not_fit_are_named_with_their_numbers(
     digits: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, message = refused(capsys, "check", *digits, "train.batch_size=127", "sample.sampler.steps=2000")
+    code, message = refused(capsys, "check", *digits, "train.batch_size=1", "sample.sampler.steps=2000")
     assert code == 2
-    assert "train.batch_size 127 does not divide by train.num_workers 2" in message
+    assert "train.batch_size 1 is less than train.num_workers 2; some would have no image to learn from" in message
     assert "sample.sampler: a path of T = 1000 steps has no grid of 2000; ask for 1 to 1000 steps" in message
 
 
@@ -89,14 +89,14 @@ def test_parts_of_improved_ddpm_that_do_not_fit_are_refused_together(
 def test_a_guiding_classifier_that_does_not_fit_is_refused_with_all_that_is_wrong(
     digits: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guidance = "sample.guidance={kind: classifier, classifier: {classes: 9, batch_size: 7}}"
+    guidance = "sample.guidance={kind: classifier, classifier: {classes: 9, batch_size: 1}}"
     classes = "conditioning={kind: class_label, classes: 10}"
     code, message = refused(
         capsys, "check", *digits, guidance, classes, "data.image_size=6", "data.source={kind: shards, urls: [a.tar]}"
     )
     assert code == 2
     assert "sample.guidance.classifier.classes: 9, but conditioning.classes is 10; make them equal" in message
-    assert "sample.guidance.classifier.batch_size 7 does not divide by train.num_workers 2" in message
+    assert "sample.guidance.classifier.batch_size 1 is less than train.num_workers 2" in message
     assert "sample.guidance.classifier: 3 levels halve the image 2 times, but 6 pixels do not divide by 4" in message
 
 
