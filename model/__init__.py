@@ -7,6 +7,7 @@ from .augmentation import AUGMENT_LABELS, AUGMENT_NUMBERS, Augmentation
 from .chain_samplers import DDIM, Ancestral, PredictorCorrector
 from .conditioning import ClassLabels, Conditioning, Unconditional
 from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
+from .cross_attention import CrossAttention
 from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
@@ -47,6 +48,7 @@ __all__ = [
     "ClassLabels",
     "ClassifierFreeGuidance",
     "Conditioning",
+    "CrossAttention",
     "DDPMUNet",
     "DPMSolverPP",
     "Denoiser",
