@@ -9,6 +9,7 @@ from .chain_samplers import DDIM, Ancestral, PredictorCorrector
 from .codec import Codec, IdentityCodec
 from .conditioning import ClassLabels, Conditioning, Unconditional
 from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
+from .cross_attention import CrossAttention
 from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
@@ -56,6 +57,7 @@ __all__ = [
     "Classifying",
     "Codec",
     "Conditioning",
+    "CrossAttention",
     "DDPMUNet",
     "DPMSolverPP",
     "Denoiser",

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .cross_attention import SpatialTransformer
 from .embedding import TimeEmbedding
-from .unet import UNet, UNetConfig, group_count
+from .unet import AttentiveUNetConfig, UNet, group_count
 
 
-class ADMUNet(UNetConfig):
+class ADMUNet(AttentiveUNetConfig):
     """U-Net with multi-head attention, scale-shift norm and resampling blocks. Dhariwal & Nichol 2021, section 3."""
 
     kind: Literal["adm_unet"] = "adm_unet"
@@ -27,11 +28,11 @@ class ADMUNet(UNetConfig):
     attention_sizes: tuple[int, ...] = (16, 8)
     """Side lengths, in pixels, of the feature maps that get self-attention; the middle block always has it."""
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of activations that residual blocks drop in training."""
+    """Share of activations that residual and transformer blocks drop in training."""
     heads: int = Field(4, ge=1)
-    """Attention heads; must divide the channels of the levels that have attention."""
+    """Attention heads; must divide the channels of the levels that have attention. cross_attention has its own."""
     head_channels: int | None = Field(None, ge=1)
-    """Channels of each head, instead of a fixed number of heads; 64 in ADM."""
+    """Channels of each head, instead of a fixed number of heads; 64 in ADM. cross_attention does not use it."""
     scale_shift_norm: bool = True
     """Time and label scale and shift the second norm of each block; else they are added before it."""
     resample_in_blocks: bool = False
@@ -40,13 +41,10 @@ class ADMUNet(UNetConfig):
     def check_image_size(self, image_size: int) -> None:
         """ValueError unless levels, attention sizes (pixels) and heads fit."""
         super().check_image_size(image_size)
-        attending = [width for level, width in enumerate(self.widths) if image_size >> level in self.attention_sizes]
+        if self.cross_attention is not None:
+            return  # which has heads of its own
         name, divisor = ("heads", self.heads) if self.head_channels is None else ("head_channels", self.head_channels)
-        uneven = sorted({width for width in [*attending, self.widths[-1]] if width % divisor})
-        if uneven:
-            raise ValueError(
-                f"{name} {divisor} does not divide the channels {uneven} of levels with attention; use another number"
-            )
+        self._check_heads(image_size, name, divisor)
 
     def build(self, image_size: int, channels: int, out_channels: int, classes: int) -> UNet:
         """A freshly initialised network for square images of `image_size` pixels; `classes` 0: without labels."""
@@ -67,7 +65,10 @@ class _Parts:
     def residual(self, channels: int, out: int) -> "ResidualBlock":
         return ResidualBlock(self.config, channels, out)
 
-    def attention(self, channels: int) -> "AttentionBlock":
+    def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
+        if self.config.cross_attention is not None:
+            norm = GroupNorm(channels, eps=1e-6)  # as Rombach et al. 2022, who have 1e-5 in all other norms
+            return SpatialTransformer(norm, self.config.cross_attention, self.config.dropout)
         head_channels = self.config.head_channels
         return AttentionBlock(channels, self.config.heads if head_channels is None else channels // head_channels)
 
@@ -91,8 +92,8 @@ class _Parts:
 class GroupNorm(nn.GroupNorm):
     """Computes in float32 what comes in half precision, and gives it back as it came."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(group_count(channels), channels)
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(group_count(channels), channels, eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, C, ...] -> like it."""

@@ -12,13 +12,14 @@ from typing import Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cross_attention import SpatialTransformer
 from .embedding import TimeEmbedding
-from .unet import UNet, UNetConfig, group_count
+from .unet import AttentiveUNetConfig, UNet, group_count
 
 _ALMOST_ZERO = 1e-10  # variance scale of the layers that Ho et al. initialise with "init_scale=0."
 
 
-class DDPMUNet(UNetConfig):
+class DDPMUNet(AttentiveUNetConfig):
     """U-Net of residual blocks with self-attention at chosen resolutions. Ho et al. 2020, appendix B."""
 
     kind: Literal["ddpm_unet"] = "ddpm_unet"
@@ -31,7 +32,7 @@ class DDPMUNet(UNetConfig):
 
 class _Parts:
     def __init__(self, config: DDPMUNet) -> None:
-        self.base, self.dropout = config.base_channels, config.dropout
+        self.base, self.dropout, self.cross_attention = config.base_channels, config.dropout, config.cross_attention
 
     def time_embedding(self) -> TimeEmbedding:
         return TimeEmbedding(self.base, 4 * self.base, "ddpm", _dense)
@@ -42,7 +43,9 @@ class _Parts:
     def residual(self, channels: int, out: int) -> "ResidualBlock":
         return ResidualBlock(channels, out, 4 * self.base, self.dropout)
 
-    def attention(self, channels: int) -> "AttentionBlock":
+    def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
+        if self.cross_attention is not None:
+            return SpatialTransformer(_norm(channels), self.cross_attention, self.dropout)
         return AttentionBlock(channels)
 
     def shrink(self, channels: int) -> "Downsample":

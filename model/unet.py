@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .cross_attention import CrossAttention, Sequences
 from .embedding import condition, label_embedding
 from .record import Record
 
@@ -27,7 +28,7 @@ class UNetConfig(Record):
     attention_sizes: tuple[int, ...] = (16,)
     """Side lengths, in pixels, of the feature maps that get self-attention; the middle block always has it."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of activations that residual blocks drop in training."""
+    """Share of activations that residual and transformer blocks drop in training."""
 
     @property
     def widths(self) -> list[int]:
@@ -43,6 +44,29 @@ class UNetConfig(Record):
         if strangers:
             raise ValueError(
                 f"attention_sizes {strangers} are no level's; the levels have {sizes} pixels; name some of these"
+            )
+
+
+class AttentiveUNetConfig(UNetConfig):
+    """Hyper-parameters of those of them whose attention can also see a sequence of embeddings."""
+
+    cross_attention: CrossAttention | None = None
+    """Transformer blocks that attend to a sequence of embeddings, in place of plain self-attention. Each class learns
+    its sequence, in place of the one embedding that is added to the time; null: self-attention alone."""
+
+    def check_image_size(self, image_size: int) -> None:
+        """ValueError unless levels, attention sizes (pixels) and heads fit."""
+        super().check_image_size(image_size)
+        if self.cross_attention is not None:
+            self._check_heads(image_size, "cross_attention.heads", self.cross_attention.heads)
+
+    def _check_heads(self, image_size: int, name: str, divisor: int) -> None:
+        """ValueError unless `divisor`, the value of the field `name`, divides the channels wherever attention is."""
+        attending = [width for level, width in enumerate(self.widths) if image_size >> level in self.attention_sizes]
+        uneven = sorted({width for width in [*attending, self.widths[-1]] if width % divisor})
+        if uneven:
+            raise ValueError(
+                f"{name} {divisor} does not divide the channels {uneven} of levels with attention; use another number"
             )
 
 
@@ -77,7 +101,7 @@ class Parts(Protocol):
         """A block that keeps the resolution."""
 
     def attention(self, channels: int) -> nn.Module:
-        """A module of x alone: each pixel looks at all."""
+        """Each pixel looks at all: a module of x, or with `cross_attention` of (x, sequence [B, L, width])."""
 
     def shrink(self, channels: int) -> nn.Module:
         """A block that halves the resolution."""
@@ -93,15 +117,25 @@ class Parts(Protocol):
 
 
 class UNet(nn.Module):
-    """(x_t [B, C, H, W], t [B], label int64 [B] or None) -> [B, out_channels, H, W]."""
+    """(x_t [B, C, H, W], t [B], label int64 [B] or None) -> [B, out_channels, H, W].
+
+    With `cross_attention` the label can also be a sequence, float [B, L, width].
+    """
 
     def __init__(
-        self, config: UNetConfig, parts: Parts, image_size: int, channels: int, out_channels: int, classes: int
+        self,
+        config: AttentiveUNetConfig,
+        parts: Parts,
+        image_size: int,
+        channels: int,
+        out_channels: int,
+        classes: int,
     ) -> None:
         super().__init__()
-        base, widths = config.base_channels, config.widths
+        base, widths, crossing = config.base_channels, config.widths, config.cross_attention
         self.time_embedding = parts.time_embedding()
-        self.label_embedding = label_embedding(classes, 4 * base)
+        self.label_embedding = label_embedding(classes, 4 * base) if crossing is None else None
+        self.sequences = None if crossing is None else Sequences(crossing, classes)
         self.head = parts.head(channels)
 
         self.down = nn.ModuleList()
@@ -131,20 +165,34 @@ class UNet(nn.Module):
         self.tail = parts.tail(width, out_channels)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """t: the path's time; label: 0 to classes - 1, or `classes` for none."""
-        embedding = condition(self.time_embedding(t), self.label_embedding, label)
+        """t: the path's time; label: 0 to classes - 1, `classes` for none, or a sequence."""
+        embedding, sequence = self._told(x, t, label)
         h = self.head(x)
         skips = [h]
         for block in self.down:
-            h = block(h, embedding)
+            h = block(h, embedding, sequence) if isinstance(block, _Level) else block(h, embedding)
             skips.append(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = block(h, embedding, sequence)
         for block in self.up:
             if isinstance(block, _Level):
-                h = torch.cat((h, skips.pop()), dim=1)
-            h = block(h, embedding)
+                h = block(torch.cat((h, skips.pop()), dim=1), embedding, sequence)
+            else:
+                h = block(h, embedding)
         return cast(Tensor, self.tail(F.silu(self.norm(h))))
+
+    def _told(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What every block is told, [B, 4 * base_channels], and what attention sees, [B, L, width] in x's dtype."""
+        time = self.time_embedding(t)
+        if self.sequences is not None:
+            sequence: Tensor = self.sequences(label, len(x))
+            return F.silu(time), sequence.to(x.dtype)
+        if label is not None and label.is_floating_point():
+            raise ValueError(
+                f"the network was built without cross_attention and takes no sequence, float {list(label.shape)}; "
+                "pass int64 [B] or None, or set cross_attention"
+            )
+        return condition(time, self.label_embedding, label), None
 
 
 class _Level(nn.Module):
@@ -155,6 +203,8 @@ class _Level(nn.Module):
         self.residual = parts.residual(channels, out)
         self.attention = parts.attention(out) if attention else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, sequence: Tensor | None) -> Tensor:
         h: Tensor = self.residual(x, embedding)
-        return h if self.attention is None else self.attention(h)
+        if self.attention is not None:
+            h = self.attention(h) if sequence is None else self.attention(h, sequence)
+        return h

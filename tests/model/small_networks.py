@@ -1,4 +1,4 @@
-"""One small configuration of every kind of network, and what tests do with them."""
+"""Small configurations of every kind of network, and what tests do with them."""
 
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from model import (
     DDIM,
     ADMUNet,
+    CrossAttention,
     DDPMUNet,
     DiT,
     Eps,
@@ -34,13 +35,17 @@ LEVELS: dict[str, Any] = {
     "attention_sizes": (4,),
     "dropout": 0.0,
 }
+CROSSING: dict[str, Any] = LEVELS | {"cross_attention": CrossAttention(width=12, tokens=2, heads=4)}
 SMALL: dict[str, Any] = {
     "ddpm_unet": DDPMUNet(**LEVELS),
     "adm_unet": ADMUNet(**LEVELS),
     "dit": DiT(width=96, depth=2, heads=4, patch_size=4),
     "simple_unet": SimpleUNet(base_channels=16),
     "ncsnpp": NCSNpp(**LEVELS),
+    "ddpm_unet-cross_attention": DDPMUNet(**CROSSING),
+    "adm_unet-cross_attention": ADMUNet(**CROSSING),
 }
+"""By name: the kind, and after a dash the option that is set."""
 KINDS: list[str] = [member.model_fields["kind"].default for member in members(Network)]
 
 
@@ -52,6 +57,17 @@ def awake(network: Module) -> Module:
         else:
             nn.init.normal_(parameter, mean=parameter[0].item(), std=0.1)
     return network
+
+
+def told(config: Any, classes: int, label: Tensor) -> Tensor | None:
+    """What the network takes for these labels: themselves, a sequence of three embeddings where it needs one, or None.
+
+    label: int64 [B].
+    """
+    crossing = getattr(config, "cross_attention", None)
+    if classes:
+        return label
+    return None if crossing is None else torch.randn(len(label), 3, crossing.width)
 
 
 def digits() -> Tensor:
@@ -87,10 +103,10 @@ def overfit(config: Any, steps: int, learning_rate: float = 4e-3, batch: int = 3
     return losses[-50:].mean().item(), (last.x - images).square().mean((1, 2, 3)).sqrt()
 
 
-def every_gradient(network: nn.Module, classes: int) -> dict[str, float]:
+def every_gradient(config: Any, classes: int) -> dict[str, float]:
     """The largest gradient of each parameter, for a random loss in float64."""
-    network = awake(network).double()
-    x, label = torch.randn(3, 1, IMAGE_SIZE, IMAGE_SIZE).double(), torch.tensor([0, 1, 2]) if classes else None
+    network = awake(config.build(IMAGE_SIZE, 1, 1, classes)).double()
+    x, label = torch.randn(3, 1, IMAGE_SIZE, IMAGE_SIZE).double(), told(config, classes, torch.tensor([0, 1, 2]))
     network(x, torch.tensor([3, 500, 900]), label).square().mean().backward()
     return {
         name: 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
@@ -110,4 +126,4 @@ def shape_of(config: Any, image_size: int, channels: int, out_channels: int, cla
     with torch.device("meta"):
         network = config.build(image_size, channels, out_channels, classes)
         x, t = torch.empty(2, channels, image_size, image_size), torch.zeros(2)
-        return tuple(network(x, t, torch.zeros(2, dtype=torch.int64) if classes else None).shape)
+        return tuple(network(x, t, told(config, classes, torch.zeros(2, dtype=torch.int64))).shape)

@@ -1,4 +1,6 @@
-"""The U-Nets compute what diffusers' UNet2DModel does with their weights: DDPM's 35.7M network, ADM's in both forms."""
+"""The U-Nets compute what diffusers' do with their weights: DDPM's 35.7M network, ADM's in both forms, and latent
+diffusion's with cross-attention.
+"""
 
 import math
 import re
@@ -6,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from model import ADMUNet, DDPMUNet
+from model import ADMUNet, CrossAttention, DDPMUNet
+from model.cross_attention import SpatialTransformer
 
 from .small_networks import awake
 
@@ -25,6 +28,19 @@ ATTENTION = {
     "to_k": "query_key_value.1",
     "to_v": "query_key_value.2",
     "to_out.0": "project",
+}
+TRANSFORMER = {
+    "proj_in": "project_in",
+    "proj_out": "project_out",
+    "transformer_blocks.0": "block",
+    "attn1": "self_attention",
+    "attn2": "cross_attention",
+    "to_q": "query",
+    "to_k": "key",
+    "to_v": "value",
+    "to_out.0": "project",
+    "ff.net.0.proj": "feed_forward.hidden",
+    "ff.net.2": "feed_forward.out",
 }
 OUTSIDE = {
     "time_embedding.linear_1": "time_embedding.dense1",
@@ -47,7 +63,10 @@ def our_name(theirs: str, blocks_per_level: int) -> str:
     found = BLOCK.fullmatch(theirs)
     assert found, theirs
     side, kind, number, layer = found["side"], found["kind"], int(found["number"]), found["layer"]
-    layer = (ATTENTION if kind == "attentions" else RESIDUAL).get(layer, layer)
+    if kind == "attentions" and layer not in ATTENTION:
+        layer = in_transformer(layer)
+    else:
+        layer = (ATTENTION if kind == "attentions" else RESIDUAL).get(layer, layer)
     if side == "mid":
         position = number
     else:
@@ -55,6 +74,13 @@ def our_name(theirs: str, blocks_per_level: int) -> str:
         position = int(found["level"]) * (blocks + 1) + (blocks if kind.endswith("samplers") else number)
     inner = {"resnets": "residual.", "attentions": "attention."}.get(kind, "")
     return f"{ {'mid': 'middle'}.get(side, side) }.{position}.{inner}{layer}"
+
+
+def in_transformer(theirs: str) -> str:
+    """Name of the same layer in our spatial transformer."""
+    for name, ours in TRANSFORMER.items():
+        theirs = theirs.replace(name, ours)
+    return theirs
 
 
 def copy_weights(theirs: Any, ours: nn.Module, blocks_per_level: int) -> None:
@@ -144,3 +170,45 @@ def test_same_weights_give_the_same_output(config: Any, options: dict[str, Any])
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-3)
         theirs.time_proj = Sinusoids(sines_first=not options["flip_sin_to_cos"])
         torch.testing.assert_close(output, theirs(x, TIMES, class_labels=label).sample, rtol=0, atol=1e-9)
+
+
+CROSSING = CrossAttention(width=24, heads=4)
+
+
+def sequences() -> Tensor:
+    return torch.randn(len(TIMES), 7, CROSSING.width, dtype=torch.float64)
+
+
+def test_spatial_transformer_is_latent_diffusions() -> None:
+    theirs: Any = Transformer2DModel(4, 16, in_channels=64, cross_attention_dim=CROSSING.width, norm_num_groups=16)
+    awake(theirs).double().eval()
+    ours = SpatialTransformer(nn.GroupNorm(16, 64, eps=1e-6), CROSSING, dropout=0.5).double().eval()
+    ours.load_state_dict({in_transformer(name): weight for name, weight in theirs.state_dict().items()})
+    x, sequence = torch.randn(len(TIMES), 64, 4, 4, dtype=torch.float64), sequences()
+    with torch.inference_mode():
+        (expected,) = theirs(x, encoder_hidden_states=sequence, return_dict=False)
+        assert (expected - x).std() > 0.01  # something to compare
+        torch.testing.assert_close(ours(x, sequence), expected, rtol=0, atol=1e-9)
+
+
+def test_whole_network_with_cross_attention_is_latent_diffusions() -> None:
+    theirs: Any = UNet2DConditionModel(
+        sample_size=IMAGE_SIZE,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(128, 256),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=CROSSING.heads,  # the name is theirs: it is the number of heads
+        cross_attention_dim=CROSSING.width,
+    )
+    awake(theirs).double().eval().time_proj = Sinusoids(sines_first=False)
+    config = ADMUNet(**ADM_UNET.model_dump() | {"scale_shift_norm": False, "cross_attention": CROSSING})
+    ours = config.build(IMAGE_SIZE, 4, 4, 0).double().eval()
+    copy_weights(theirs, ours, config.blocks_per_level)
+    x, sequence = torch.randn(len(TIMES), 4, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.float64), sequences()
+    with torch.inference_mode():
+        output = ours(x, TIMES, sequence)
+        assert output.std() > 0.01
+        torch.testing.assert_close(output, theirs(x, TIMES, sequence).sample, rtol=0, atol=1e-9)
