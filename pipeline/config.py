@@ -208,6 +208,11 @@ class Config(Record):
         )
         for section, check in checks:
             mistakes += _refusal(section, check)
+        if getattr(self.network, "cross_attention", None) is not None and not self.conditioning.classes:
+            mistakes.append(
+                "network.cross_attention: attends to the class of an image, and the network is not told of any; set "
+                'conditioning="{kind: class_label, classes: N}", or cross_attention to null'
+            )
         mistakes += self._guidance_mistakes()
         mistakes += self._sampler_mistakes()
         mistakes += self._augmentation_mistakes()

@@ -65,6 +65,12 @@ def test_guidance_without_classes_is_refused(digits: list[str], capsys: pytest.C
     assert 'set conditioning="{kind: class_label, classes: N}"' in message
 
 
+def test_cross_attention_to_nothing_is_refused(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "check", *digits, "network.cross_attention={heads: 4}")
+    assert code == 2
+    assert "network.cross_attention: attends to the class of an image, and the network is not told of any" in message
+
+
 def test_guidance_away_from_a_prediction_that_was_never_trained_is_refused(
     digits: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
