@@ -11,7 +11,7 @@ import shutil
 import socket
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from model import AUGMENT_NUMBERS, Conditioning, EMAs, Objective, Stream, normal
 from .checkpoint import TrainState
 from .config import TrainConfig
 from .errors import TrainingError
-
-if TYPE_CHECKING:
-    from torchmetrics.aggregation import MeanMetric
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class TrainStep:
         self.state = TrainState(network, optimizer, averages, history=history.to(device) if history else None)
         self.state.skipped = self.state.skipped.to(device)
         self.network = self._parallel(network)
-        self.loss, self.gradient_norm = _mean(device), _mean(device)
+        self.loss, self.gradient_norm = _Mean(device), _Mean(device)
         self.quartiles = torch.zeros(2, 4, device=device)
         """Sums and numbers of losses by quarter of the drawn times, the cleanest first, of this worker."""
 
@@ -139,11 +136,11 @@ class TrainStep:
         state.ema.update(self.parameters, state.images_seen, config.batch_size)
         in_a_row = torch.where(finite, 0, state.skipped[1] + 1)
         state.skipped.copy_(torch.stack((state.skipped[0] + ~finite, in_a_row, state.skipped[2].maximum(in_a_row))))
-        self.gradient_norm.update(torch.where(finite, norm, 0.0), finite)
+        self.gradient_norm.update(norm, torch.ones_like(norm))
 
     def _record(self, losses: Tensor, loss: Tensor, shares: Tensor) -> None:
         """Takes up the losses for the next point of the curve; those that are not finite are only counted."""
-        self.loss.update(torch.where(loss.isfinite(), loss, 0.0), len(losses) * loss.isfinite())
+        self.loss.update(loss, torch.full_like(loss, len(losses)))
         quarter = (4 * shares).long().clamp(max=3)
         finite = losses.isfinite()
         sums = torch.stack((torch.where(finite, losses, 0.0), finite.to(losses.dtype)))
@@ -168,9 +165,7 @@ class TrainStep:
             torch.distributed.all_reduce(sums)
         quarters, (total_s, workers) = sums[:8].view(2, 4).tolist(), sums[8:].tolist()
         means = {f"loss_q{number}": quarters[0][number] / n for number, n in enumerate(quarters[1]) if n}
-        losses = {"loss": float(self.loss.compute()), "gradient_norm": float(self.gradient_norm.compute())}
-        for part in (self.loss, self.gradient_norm):
-            part.reset()
+        losses = {"loss": self.loss.take(), "gradient_norm": self.gradient_norm.take()}
         self.quartiles.zero_()
         return Figures(
             {name: value for name, value in (losses | means).items() if math.isfinite(value)}, total_s / workers
@@ -197,11 +192,30 @@ class TrainStep:
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
 
 
-def _mean(device: torch.device) -> "MeanMetric":
-    """A mean over steps and workers. The other strategies for NaN would read the device at every step."""
-    from torchmetrics.aggregation import MeanMetric  # seconds to import, which only the workers should wait for
+class _Mean:
+    """A weighted mean over steps and workers.
 
-    return MeanMetric(nan_strategy="disable").to(device)
+    Of sums, because torchmetrics' own mean forgets its weights unless it looks for NaN at every step (1.9), for which
+    it would wait for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        from torchmetrics.aggregation import SumMetric  # seconds to import, which only the workers should wait for
+
+        self.weighted, self.weights = (SumMetric(nan_strategy="disable").to(device) for _ in range(2))
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        """A value that is not finite counts nothing."""
+        finite = value.isfinite()
+        self.weighted.update(torch.where(finite, value * weight, 0.0))
+        self.weights.update(finite * weight)
+
+    def take(self) -> float:
+        """The mean since the last call; NaN where nothing counted."""
+        mean = self.weighted.compute() / self.weights.compute()
+        self.weighted.reset()
+        self.weights.reset()
+        return float(mean)
 
 
 def check_compiler() -> None:

@@ -1,0 +1,126 @@
+"""The training step: what is not finite is left out on every worker alike, and shares of a batch add up to it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosine
+from pipeline.checkpoint import weights_digest
+from pipeline.config import Config, TrainConfig
+from pipeline.configfile import load
+from pipeline.errors import DataError
+from pipeline.prepare import Prepare
+from pipeline.stage import Run
+from pipeline.terminal import Terminal
+from pipeline.train import recipe_of
+from pipeline.train_loop import TrainJob, Worker
+from pipeline.train_step import Batch, Recipe, TrainStep, share_of
+
+RUNS = Path(__file__).parents[2] / "pipeline/runs"
+SPEC = ModelSpec(
+    image_size=4,
+    channels=1,
+    network=DDPMUNet(base_channels=8, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=(), dropout=0),
+    path=VPCosine(),
+)
+
+
+@dataclass(frozen=True)
+class Sometimes(Denoising):
+    """The denoising loss, infinite for a batch whose first image is of this grey level."""
+
+    level: float = 1.0
+
+    def losses(
+        self, network: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None, augmentation: Tensor | None
+    ) -> Tensor:
+        losses = super().losses(network, x0, t, eps, label, augmentation)
+        return losses * torch.where(x0[0, 0, 0, 0] == self.level, torch.inf, 1.0)
+
+
+def new_step() -> TrainStep:
+    train = TrainConfig(images=1000, batch_size=4, learning_rate=0.01)
+    return TrainStep(Recipe(Sometimes(SPEC, Simple()), train, Unconditional()), torch.device("cpu"))
+
+
+def batch(position: int, level: int = 128) -> Batch:
+    images = torch.full((4, 4, 4, 1), level, dtype=torch.uint8)
+    return Batch(position, images, torch.full((4,), -1))
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer_and_is_counted() -> None:
+    step = new_step()
+    step(batch(0))
+    before, moments = weights_digest(step.state.network.state_dict()), str(step.state.optimizer.state_dict()["state"])
+    for position in (4, 8, 12):
+        step(batch(position, level=255))
+    assert weights_digest(step.state.network.state_dict()) == before
+    assert str(step.state.optimizer.state_dict()["state"]) == moments
+    assert step.state.skipped.tolist() == [3, 3, 3]
+    assert all(weight.isfinite().all() for weight in step.state.ema.first.weights)
+    step(batch(16))
+    assert weights_digest(step.state.network.state_dict()) != before
+    step(batch(20, level=255))
+    assert step.state.skipped.tolist() == [4, 1, 3]
+    figures = step.take_figures(seconds=1.0)
+    assert 0 < figures.losses["loss"] < 10
+    assert 0 < figures.losses["gradient_norm"] < 100
+    assert step.state.images_seen == 24
+
+
+def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
+    step = new_step()
+    for position in range(0, 400, 4):
+        step(batch(position))
+    counts = step.quartiles[1].tolist()
+    assert sum(counts) == 400
+    assert min(counts) > 60
+    losses = step.take_figures(seconds=1.0).losses
+    by_quarter = [losses[f"loss_q{number}"] for number in range(4)]
+    whole = sum(loss * count for loss, count in zip(by_quarter, counts, strict=True)) / 400
+    assert whole == pytest.approx(losses["loss"], rel=1e-5)
+    assert by_quarter[0] > by_quarter[3]  # noise is hardest to tell where there is least of it
+    assert (step.quartiles == 0).all()
+
+
+@given(batch_size=st.integers(1, 200), world_size=st.integers(1, 17))
+def test_shares_of_a_batch_are_in_order_whole_and_alike_to_within_one(batch_size: int, world_size: int) -> None:
+    shares = [share_of(batch_size, rank, world_size) for rank in range(world_size)]
+    assert [position for share in shares for position in share] == list(range(batch_size))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Run]:
+    """A run on shards, one of which has become a pipe that nobody writes to."""
+    run = Run(load(RUNS / "digits.yaml", [f"output={tmp_path}", "data.shard_images=800"], Config), Terminal())
+    run.results["prepare"] = Prepare().finish(run)
+    shard = run.index.shard_path(0)
+    shard.unlink()
+    os.mkfifo(shard)
+    yield run
+    os.close(os.open(shard, os.O_RDWR))  # lets go of the thread that waits for it
+
+
+def test_a_loader_that_stalls_is_an_error_that_names_worker_and_storage(stalled: Run, tmp_path: Path) -> None:
+    folder = stalled.results["prepare"].folder
+    job = TrainJob(
+        recipe=recipe_of(stalled.config),
+        cache="none",
+        threads=1,
+        timeout_s=0.5,
+        index_folder=str(folder),
+        folder=str(tmp_path),
+        identity={},
+        curve=None,
+    )
+    says = rf"worker 0 on .*: no images for 0.5 s \(cluster.timeout_s\), after 0; is the storage of {folder} alive"
+    with pytest.raises(DataError, match=says):
+        Worker(job, torch.device("cpu")).run()
