@@ -4,14 +4,14 @@ printing.
 
 from .adm_unet import ADMUNet
 from .augmentation import AUGMENT_LABELS, AUGMENT_NUMBERS, Augmentation
-from .bound import bound_term, prior_term
+from .bound import bits_per_dim, bits_per_dim_of_density, bound_term, prior_term
 from .chain_samplers import DDIM, Ancestral, PredictorCorrector
 from .codec import Codec, IdentityCodec
 from .conditioning import ClassLabels, Conditioning, Unconditional
 from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
 from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
-from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
+from .discrete_paths import DiscretePath, VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
 from .ema import EMA, EMAConfig
 from .gaussian_path import GaussianPath
@@ -19,6 +19,18 @@ from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
 from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, ClassifierGuidance, Guidance, NoGuidance
 from .images import to_uint8, to_unit_range
+from .likelihood import (
+    Bound,
+    LogLikelihood,
+    RateDistortion,
+    StepVariance,
+    bound_noise,
+    dequantised,
+    ode_log_likelihood,
+    probe_signs,
+    rate_distortion,
+    variational_bound,
+)
 from .multistep_samplers import DPMSolverPP, UniPC
 from .ncsnpp import NCSNpp
 from .networks import Network
@@ -49,6 +61,7 @@ __all__ = [
     "ADMUNet",
     "Ancestral",
     "Augmentation",
+    "Bound",
     "ClassLabels",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
@@ -60,6 +73,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "DiT",
+    "DiscretePath",
     "EDMPath",
     "EMAConfig",
     "Eps",
@@ -71,6 +85,7 @@ __all__ = [
     "Heun",
     "IdentityCodec",
     "LearnedRange",
+    "LogLikelihood",
     "LossHistory",
     "ModelSpec",
     "NCSNpp",
@@ -82,12 +97,14 @@ __all__ = [
     "Path",
     "Prediction",
     "PredictorCorrector",
+    "RateDistortion",
     "Record",
     "RectifiedFlow",
     "Sampler",
     "Simple",
     "SimpleUNet",
     "State",
+    "StepVariance",
     "Stream",
     "SubVPSDE",
     "Target",
@@ -103,19 +120,27 @@ __all__ = [
     "VPSigmoid",
     "Variance",
     "Weighting",
+    "bits_per_dim",
+    "bits_per_dim_of_density",
+    "bound_noise",
     "bound_term",
     "default_label",
     "denoising_loss",
+    "dequantised",
     "generate",
     "last",
     "normal",
+    "ode_log_likelihood",
     "philox",
     "prior_term",
+    "probe_signs",
+    "rate_distortion",
     "time_grid",
     "to_uint8",
     "to_unit_range",
     "trajectory",
     "uniform",
     "uniforms",
+    "variational_bound",
     "words",
 ]

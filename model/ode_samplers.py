@@ -155,8 +155,8 @@ class RK45(SamplerBase):
             return line.slope(denoiser(expand(line.scale(path.alpha(t), path.sigma(t)), y) * y, t))
 
         first, last = (line.tau(*path.at(t)) for t in (start, end))
-        y = x / line.scale(*path.at(start))
-        for mean_t, tau, y in integrated(slope, y, first, last, self.rtol, self.atol, time):
+        begin = x / line.scale(*path.at(start))
+        for mean_t, tau, y in integrated(slope, begin, first, last, self.rtol, self.atol, time):
             t = time(tau)
             yield State(mean_t, expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
 
