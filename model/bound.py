@@ -126,4 +126,4 @@ def _log_probability(x0: Tensor, off: Tensor, log_variance: Tensor) -> Tensor:
 
 def _below(x: Tensor) -> Tensor:
     """The standard normal distribution function. torch.special.ndtr has no digits left below -5 in float32."""
-    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)

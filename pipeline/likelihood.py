@@ -1,0 +1,202 @@
+"""Part of the fourth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
+
+A batch is one file, whole or absent. What was measured is kept under a key of all that decided it, so that runs which
+differ in how they draw images find it again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from evaluation import Likelihood, ODELikelihood, Results, VariationalBound
+from evaluation.pictures import bound_terms, rate_distortion_curve
+from model import ModelSpec, TrainedModel
+
+from .checkpoint import SPEC, WEIGHTS
+from .errors import DataError, TrainingError
+from .fan_out import actor_pool, fan_out
+from .files import digest, lock_of, read_arrays, write_arrays
+from .keyroles import identity
+from .reader import ShardReader
+from .shard_index import ShardIndex
+from .stage import Run
+
+CURVES = "bound.npz"
+_LARGEST_ODE_BATCH = 64  # images: their gradients are kept
+
+
+@dataclass(frozen=True)
+class LikelihoodWork:
+    """What the actors that measure one likelihood share."""
+
+    likelihood: VariationalBound | ODELikelihood
+    model_folder: Path
+    """Of the finished training."""
+    index_folder: Path
+    folder: Path
+    """For the results."""
+    device_type: str
+    batch_images: int
+    """Always the same, since rounding may depend on the batch."""
+
+    @property
+    def batches(self) -> range:
+        """Their numbers."""
+        return range(-(-self.likelihood.images // self.batch_images))
+
+    def numbers(self, batch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Of the batch's images within the split."""
+        return np.arange(batch * self.batch_images, min((batch + 1) * self.batch_images, self.likelihood.images))
+
+    def path(self, batch: int) -> Path:
+        """Where its results are, or are to be."""
+        return self.folder / f"batch-{batch:06d}.npz"
+
+    def read(self, batch: int) -> Results:
+        """The results of this batch. DataError unless there is a whole file of as many images."""
+        names = self.likelihood.results
+        found = dict(zip(names, read_arrays(self.path(batch), *names), strict=True))
+        if len(found["bits"]) != len(self.numbers(batch)):
+            raise DataError(f"{self.path(batch)}: {len(found['bits'])} images, expected {len(self.numbers(batch))}")
+        return found
+
+    def is_whole(self, batch: int) -> bool:
+        """Whether the batch has been measured."""
+        try:
+            self.read(batch)
+        except DataError:
+            return False
+        return True
+
+    def results(self) -> Results:
+        """All of them, in the order of the images. DataError where some have gone since they were made."""
+        parts = [self.read(batch) for batch in self.batches]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.likelihood.results}
+
+
+class LikelihoodWriter:
+    """Runs as an actor: loads the model once and writes the results of batches."""
+
+    def __init__(self, work: LikelihoodWork, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.work = work
+        self.device = torch.device(work.device_type)
+        self.model = _trained_model(work.model_folder, self.device)
+        self.reader = ShardReader(ShardIndex.load(work.index_folder), work.likelihood.split, "none")
+
+    def write(self, batch: int) -> None:
+        """Measures and writes one batch."""
+        numbers, likelihood = self.work.numbers(batch), self.work.likelihood
+        images = torch.from_numpy(self.reader.read(numbers)).to(self.device)
+        label = torch.from_numpy(self.reader.labels[numbers]).to(self.device) if self.model.spec.classes else None
+        try:
+            results = likelihood.measure(self.model, images, torch.from_numpy(numbers).to(self.device), label)
+            if not np.isfinite(results["bits"]).all():
+                raise FloatingPointError("bits/dim are not finite")
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"evaluate.likelihoods: {likelihood.kind}, {likelihood.split} images from {numbers[0]}: {error}; lower "
+                "train.learning_rate, or loosen rtol and atol"
+            ) from None
+        write_arrays(self.work.path(batch), **results)
+
+
+def measure(run: Run, likelihoods: Sequence[Likelihood], folder: Path) -> dict[str, float]:
+    """The scores of all likelihoods, bits/dim; the curves of a variational bound go to `folder`.
+
+    DataError where the split has fewer images than are asked for.
+    """
+    scores: dict[str, float] = {}
+    for likelihood in likelihoods:
+        _check_count(likelihood, len(run.index.ids(likelihood.split)))
+        work = _work(run, likelihood)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        with lock_of(work.folder):  # another run of this model waits here and finds it measured
+            _write(run, work)
+            results = work.results()
+        scores |= likelihood.scores(results)
+        if isinstance(likelihood, VariationalBound):
+            write_arrays(folder / CURVES, **likelihood.curves(results)._asdict())
+    return scores
+
+
+def draw_likelihoods(measured: Path, folder: Path) -> Iterator[Path]:
+    """Pictures of the bound's terms and of rate and distortion, drawn in `folder`. measured: where `measure` wrote."""
+    if (measured / CURVES).exists():
+        terms, rate, distortion = read_arrays(measured / CURVES, "terms", "rate", "distortion")
+        yield folder / "bound_terms.png"
+        bound_terms(terms, folder / "bound_terms.png")
+        yield folder / "rate_distortion.png"
+        rate_distortion_curve(rate, distortion, folder / "rate_distortion.png")
+
+
+def in_words(scores: Mapping[str, float | None], likelihoods: Sequence[Likelihood]) -> dict[str, str]:
+    """A line for each likelihood: `3.142 +- 0.012 of 360 heldout images, at most that`."""
+    lines = {}
+    for likelihood in likelihoods:
+        bound = likelihood.kind == "variational_bound"
+        name = "bits_per_dim_bound" if bound else "bits_per_dim_ode"
+        how = (
+            f"{likelihood.variance} variance"
+            if isinstance(likelihood, VariationalBound)
+            else f"{likelihood.probes} probes"
+        )
+        lines["bits/dim, bound" if bound else "bits/dim, ODE"] = (
+            f"{scores[name]:.3f} \u00b1 {scores[f'{name}_standard_error']:.3f} of {likelihood.images:,} "
+            f"{likelihood.split} images, {how}"
+        )
+    return lines
+
+
+def _check_count(likelihood: Likelihood, images: int) -> None:
+    if likelihood.images > images:
+        raise DataError(
+            f"evaluate.likelihoods: {likelihood.kind} asks for {likelihood.images:,} {likelihood.split} images, and "
+            f"there are {images:,}; ask for fewer, for another split, or raise data.heldout_fraction"
+        )
+
+
+def _work(run: Run, likelihood: Likelihood) -> LikelihoodWork:
+    train, prepare = run.results["train"], run.results["prepare"]
+    batch_images = min(run.config.sample.chunk_images, likelihood.images)
+    if isinstance(likelihood, ODELikelihood):
+        batch_images = min(batch_images, _LARGEST_ODE_BATCH)
+    device = run.joined.device_type
+    decided_by = {
+        "likelihood": identity(likelihood),
+        "model": train.facts["weights_digest"],
+        "spec": identity(run.config.spec),
+        "data": prepare.facts["data_digest"],
+        "batch_images": batch_images,
+        "device_type": device,
+    }
+    folder = run.output / "stages" / f"likelihood-{digest(decided_by)[:12]}"
+    return LikelihoodWork(likelihood, train.folder, prepare.folder, folder, device, batch_images)
+
+
+def _write(run: Run, work: LikelihoodWork) -> None:
+    missing = [batch for batch in work.batches if not work.is_whole(batch)]
+    if not missing:
+        return
+    done = work.likelihood.images - sum(len(work.numbers(batch)) for batch in missing)
+    processes = min(run.processes, len(missing))
+    with (
+        run.terminal.progress(work.likelihood.images, "images") as progress,
+        actor_pool(run.joined, processes, LikelihoodWriter, work, run.threads) as actors,
+    ):
+        progress.update(done)
+        for batch in fan_out(actors, missing, "write"):
+            done += len(work.numbers(batch))
+            progress.update(done)
+
+
+def _trained_model(folder: Path, device: torch.device) -> TrainedModel:
+    spec = ModelSpec.model_validate_json((folder / SPEC).read_text())
+    network = spec.build()
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    # of the images alone gradients are wanted
+    return TrainedModel(spec, network.to(device).eval().requires_grad_(False))
