@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from evaluation import Likelihood, ODELikelihood, Results, VariationalBound
@@ -48,7 +49,7 @@ class LikelihoodWork:
         """Their numbers."""
         return range(-(-self.likelihood.images // self.batch_images))
 
-    def numbers(self, batch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def numbers(self, batch: int) -> NDArray[np.int64]:
         """Of the batch's images within the split."""
         return np.arange(batch * self.batch_images, min((batch + 1) * self.batch_images, self.likelihood.images))
 
@@ -58,10 +59,14 @@ class LikelihoodWork:
 
     def read(self, batch: int) -> Results:
         """The results of this batch. DataError unless there is a whole file of as many images."""
-        names = self.likelihood.results
-        found = dict(zip(names, read_arrays(self.path(batch), *names), strict=True))
-        if len(found["bits"]) != len(self.numbers(batch)):
-            raise DataError(f"{self.path(batch)}: {len(found['bits'])} images, expected {len(self.numbers(batch))}")
+        names, remedy = self.likelihood.results, "run the same command again, it measures them anew"
+        try:
+            found = dict(zip(names, read_arrays(self.path(batch), *names), strict=True))
+        except DataError as error:
+            raise DataError(f"{error}; {remedy}") from None
+        images, expected = len(found["bits"]), len(self.numbers(batch))
+        if images != expected:
+            raise DataError(f"{self.path(batch)}: {images} images, expected {expected}; {remedy}")
         return found
 
     def is_whole(self, batch: int) -> bool:
@@ -135,21 +140,18 @@ def draw_likelihoods(measured: Path, folder: Path) -> Iterator[Path]:
 
 
 def in_words(scores: Mapping[str, float | None], likelihoods: Sequence[Likelihood]) -> dict[str, str]:
-    """A line for each likelihood: `3.142 +- 0.012 of 360 heldout images, at most that`."""
-    lines = {}
-    for likelihood in likelihoods:
-        bound = likelihood.kind == "variational_bound"
-        name = "bits_per_dim_bound" if bound else "bits_per_dim_ode"
-        how = (
-            f"{likelihood.variance} variance"
-            if isinstance(likelihood, VariationalBound)
-            else f"{likelihood.probes} probes"
-        )
-        lines["bits/dim, bound" if bound else "bits/dim, ODE"] = (
-            f"{scores[name]:.3f} \u00b1 {scores[f'{name}_standard_error']:.3f} of {likelihood.images:,} "
-            f"{likelihood.split} images, {how}"
-        )
-    return lines
+    """A line for each likelihood: its name, and such as `3.142 ± 0.012 of 360 heldout images; 4 probes, ...`."""
+    return dict(_line(scores, likelihood) for likelihood in likelihoods)
+
+
+def _line(scores: Mapping[str, float | None], likelihood: Likelihood) -> tuple[str, str]:
+    if isinstance(likelihood, VariationalBound):
+        title, name, how = "bits/dim, bound", "bits_per_dim_bound", f"variance {likelihood.variance}"
+    else:
+        title, name = "bits/dim, ODE", "bits_per_dim_ode"
+        how = f"{likelihood.probes} probes, ± {scores[f'{name}_standard_error_of_probes']:.3f} of them"
+    mean_and_error = f"{scores[name]:.3f} ± {scores[f'{name}_standard_error']:.3f}"
+    return title, f"{mean_and_error} of {likelihood.images:,} {likelihood.split} images; {how}; lower is better"
 
 
 def _check_count(likelihood: Likelihood, images: int) -> None:
