@@ -61,7 +61,7 @@ def run_in(folder: Path, fill: float | None = None, chunk_images: int = 3) -> Ru
     train.mkdir(exist_ok=True)
     torch.manual_seed(0)
     weights = {
-        name: 0.05 * torch.randn_like(weight) if fill is None else torch.full_like(weight, fill)
+        name: 0.1 * torch.randn_like(weight) if fill is None else torch.full_like(weight, fill)
         for name, weight in config.spec.build().state_dict().items()
     }
     save_file(weights, train / WEIGHTS)
