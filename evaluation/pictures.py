@@ -165,8 +165,7 @@ def bound_terms(terms: Sequence[float] | NDArray[np.floating], path: Path) -> No
     axes.set_yscale("log")
     _quiet_grid(axes)
     _plain_numbers(axes.xaxis)
-    _plain_numbers(axes.yaxis)
-    _title(axes, f"{values.sum():.3f} bits/dim in {len(values):,} steps; {values[0]:.3f} in the first")
+    _title(axes, f"{values.sum():.3f} bits/dim in all {len(values):,} steps, {values[0]:.3f} of them in the first")
     _save_figure(figure, path)
 
 
@@ -187,7 +186,7 @@ def rate_distortion_curve(
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _quiet_grid(axes)
-    _title(axes, f"{y[-1]:.3g} grey levels after {x[-1]:.3f} bits/dim, when the last step alone is to come")
+    _title(axes, f"{y[-1]:.3g} grey levels off after {x[-1]:.3f} bits/dim, before the step to the image itself")
     _save_figure(figure, path)
 
 

@@ -188,6 +188,7 @@ def test_lines_say_the_score_its_error_and_of_what() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_cluster_measures_what_is_missing(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     with connected(ClusterConfig()) as cluster:
