@@ -16,6 +16,7 @@ from .extractors import (
     load_extractor,
 )
 from .inception import Inception
+from .likelihoods import Likelihood, ODELikelihood, Results, VariationalBound, check_likelihoods
 from .protocol import Protocol, Reference, differences
 
 __all__ = [
@@ -25,9 +26,14 @@ __all__ = [
     "ExtractorIdentity",
     "Features",
     "Inception",
+    "Likelihood",
     "LoadedExtractor",
+    "ODELikelihood",
     "Protocol",
     "Reference",
+    "Results",
+    "VariationalBound",
+    "check_likelihoods",
     "differences",
     "extract",
     "joined",

@@ -81,15 +81,12 @@ def loss_curve(images_seen: Sequence[float], loss: Sequence[float], path: Path) 
         raise EvaluationError(
             f"loss curve: none of the {values.size} losses is a positive number; was anything logged?"
         )
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    _draw_loss(figure, seen[drawn], values[drawn])
-    with whole_file(path) as draft:
-        figure.savefig(draft)
+    figure, axes = _one_plot("images seen", "loss (mean squared error)")
+    _draw_loss(axes, seen[drawn], values[drawn])
+    _save_figure(figure, path)
 
 
-def _draw_loss(figure: Figure, seen: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
-    axes = figure.add_subplot(xlabel="images seen", ylabel="loss (mean squared error)")
+def _draw_loss(axes: Axes, seen: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
     axes.plot(seen, loss, color=FAINT, linewidth=1, marker="o" if len(loss) < 40 else "", label="as logged")
     axes.plot(seen, _running_mean(loss), color=ACCENT, linewidth=2, label="running mean")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -104,9 +101,7 @@ def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
         within_a_decade = values.max() < 10 * values.min()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if within_a_decade else (1, 2, 5)))
         _plain_numbers(axes.yaxis)
-    axes.grid(color="#e8e8e8")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    _quiet_grid(axes)
 
 
 def _plain_numbers(axis: Axis) -> None:
@@ -151,6 +146,67 @@ def quality_against_evaluations(
             real[0], (0, real[1]), (4, 4), axes.get_yaxis_transform(), textcoords="offset points", color=INK, fontsize=9
         )
     _name_lines(figure, axes, {name: (float(line[-1, 0]), float(line[-1, 1])) for name, line in lines.items()})
+    _save_figure(figure, path)
+
+
+def bound_terms(terms: Sequence[float] | NDArray[np.floating], path: Path) -> None:
+    """The variational bound step by step, both axes logarithmic, as in Nichol & Dhariwal 2021, figure 2.
+
+    terms: bits/dim at t = 0, ..., T - 1; one that is not positive is left out.
+    """
+    values = np.asarray(terms, dtype=np.float64)
+    drawn = np.isfinite(values) & (values > 0)
+    if values.ndim != 1 or not drawn.any():
+        raise EvaluationError(f"{path.name}: none of {values.size} terms of the bound is a positive number")
+    figure, axes = _one_plot("step, 1 from the image", "term of the bound, bits/dim")
+    steps = np.arange(1, len(values) + 1)[drawn]
+    axes.plot(steps, values[drawn], color=ACCENT, linewidth=2, marker="o" if len(steps) < 40 else "")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _quiet_grid(axes)
+    _plain_numbers(axes.xaxis)
+    _title(axes, f"{values.sum():.3f} bits/dim in all {len(values):,} steps, {values[0]:.3f} of them in the first")
+    _save_figure(figure, path)
+
+
+def rate_distortion_curve(
+    rate: Sequence[float] | NDArray[np.floating], distortion: Sequence[float] | NDArray[np.floating], path: Path
+) -> None:
+    """What a receiver makes of an image while it arrives. Ho et al. 2020, figure 5.
+
+    rate: bits/dim so far; distortion: root mean squared error then, in grey levels of 0 to 255; as many of each.
+    """
+    x, y = np.asarray(rate, dtype=np.float64), np.asarray(distortion, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or not x.size or not np.isfinite([x, y]).all():
+        raise EvaluationError(
+            f"{path.name}: {x.size} rates and {y.size} distortions, expected as many of each and all finite"
+        )
+    figure, axes = _one_plot("rate, bits/dim", "distortion, RMSE on 0 to 255")
+    axes.plot(x, y, color=ACCENT, linewidth=2, marker="o" if len(x) < 40 else "")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _quiet_grid(axes)
+    _title(axes, f"{y[-1]:.3g} grey levels off after {x[-1]:.3f} bits/dim, before the step to the image itself")
+    _save_figure(figure, path)
+
+
+def _one_plot(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot(xlabel=x, ylabel=y)
+
+
+def _quiet_grid(axes: Axes) -> None:
+    axes.grid(color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, color=INK, fontsize=10, loc="left")
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
     with whole_file(path) as draft:
         figure.savefig(draft)
 

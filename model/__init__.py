@@ -4,7 +4,7 @@ printing.
 
 from .adm_unet import ADMUNet
 from .augmentation import AUGMENT_LABELS, AUGMENT_NUMBERS, Augmentation
-from .bound import bound_term, prior_term
+from .bound import bits_per_dim, bits_per_dim_of_density, bound_term, prior_term
 from .chain_samplers import DDIM, Ancestral, PredictorCorrector
 from .codec import Codec, IdentityCodec
 from .conditioning import ClassLabels, Conditioning, Unconditional
@@ -12,7 +12,7 @@ from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
 from .cross_attention import CrossAttention
 from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
-from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
+from .discrete_paths import DiscretePath, VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
 from .ema import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
@@ -20,6 +20,18 @@ from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
 from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, ClassifierGuidance, Guidance, NoGuidance
 from .images import to_uint8, to_unit_range
+from .likelihood import (
+    Bound,
+    LogLikelihood,
+    RateDistortion,
+    StepVariance,
+    bound_noise,
+    dequantised,
+    ode_log_likelihood,
+    probe_signs,
+    rate_distortion,
+    variational_bound,
+)
 from .multistep_samplers import DPMSolverPP, UniPC
 from .ncsnpp import NCSNpp
 from .networks import Network
@@ -51,6 +63,7 @@ __all__ = [
     "ADMUNet",
     "Ancestral",
     "Augmentation",
+    "Bound",
     "ClassLabels",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
@@ -63,6 +76,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "DiT",
+    "DiscretePath",
     "EDMPath",
     "EMAConfig",
     "EMAProfile",
@@ -77,6 +91,7 @@ __all__ = [
     "Heun",
     "IdentityCodec",
     "LearnedRange",
+    "LogLikelihood",
     "LossHistory",
     "ModelSpec",
     "NCSNpp",
@@ -89,6 +104,7 @@ __all__ = [
     "PowerFunctionEMA",
     "Prediction",
     "PredictorCorrector",
+    "RateDistortion",
     "Reconstruction",
     "Record",
     "RectifiedFlow",
@@ -97,6 +113,7 @@ __all__ = [
     "SimpleUNet",
     "Snapshot",
     "State",
+    "StepVariance",
     "Stream",
     "SubVPSDE",
     "Target",
@@ -112,15 +129,22 @@ __all__ = [
     "VPSigmoid",
     "Variance",
     "Weighting",
+    "bits_per_dim",
+    "bits_per_dim_of_density",
+    "bound_noise",
     "bound_term",
     "combine_weights",
     "default_label",
     "denoising_loss",
+    "dequantised",
     "generate",
     "last",
     "normal",
+    "ode_log_likelihood",
     "philox",
     "prior_term",
+    "probe_signs",
+    "rate_distortion",
     "reconstruct",
     "time_grid",
     "to_uint8",
@@ -128,5 +152,6 @@ __all__ = [
     "trajectory",
     "uniform",
     "uniforms",
+    "variational_bound",
     "words",
 ]

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bound import bound_term
+from .bound import bits_per_dim, bound_term
 from .denoiser import expand
 from .discrete_paths import DiscretePath
 from .gaussian_path import GaussianPath
@@ -15,8 +15,6 @@ from .spec import ModelSpec
 from .targets import Target
 from .variance import FIXED_VARIANCE, LearnedRange, Variance
 from .weightings import Weighting
-
-_NATS_PER_BIT = 0.6931471805599453
 
 
 class Objective(Protocol):
@@ -114,5 +112,5 @@ def denoising_loss(
     assert isinstance(variance, LearnedRange)
     assert isinstance(path, DiscretePath)
     predicted = expand(convert.x0_x, x0) * x_t + expand(convert.x0_out, x0) * output.detach()  # the mean learns nothing
-    bits = bound_term(path, x0, t, predicted, variance_share) / (x0[0].numel() * _NATS_PER_BIT)
+    bits = bits_per_dim(bound_term(path, x0, t, predicted, variance_share), x0[0].numel())
     return loss + variance.bound_weight * path.T * bits

@@ -147,39 +147,69 @@ class RK45(SamplerBase):
         """The state after each try. FloatingPointError where the steps do not arrive."""
         line = StraightLine(path)
 
+        def time(tau: Tensor) -> Tensor:
+            return line.time(tau).clamp(path.t_min, path.t_max)
+
         def slope(tau: Tensor, y: Tensor) -> Tensor:
-            t = line.time(tau).clamp(path.t_min, path.t_max)
+            t = time(tau)
             return line.slope(denoiser(expand(line.scale(path.alpha(t), path.sigma(t)), y) * y, t))
 
         first, last = (line.tau(*path.at(t)) for t in (start, end))
-        tau = torch.full((len(x),), first, dtype=torch.float64, device=x.device)
-        h = torch.full_like(tau, math.copysign(first / 10, last - first))
-        y = x / line.scale(*path.at(start))
-        k = slope(tau, y)
-        for _ in range(_MOST_TRIES):
-            h = torch.where(h.abs() > (last - tau).abs(), last - tau, h)  # 0 for an image that has arrived
-            proposal, k_proposal, error = _dormand_prince(slope, tau, y, k, h)
-            allowed = self.atol + self.rtol * torch.maximum(y.abs(), proposal.abs())
-            norm = (error / allowed).double().square().flatten(1).mean(1).sqrt()
-            accepted = norm <= 1
-            tau = torch.where(accepted, torch.where(h == last - tau, last, tau + h), tau)
-            y = torch.where(expand(accepted, y) > 0, proposal, y)
-            k = torch.where(expand(accepted, y) > 0, k_proposal, k)
-            h = h * (0.9 * norm**-0.2).clamp(0.2, 10)
-            t = line.time(tau).clamp(path.t_min, path.t_max)
-            looks = torch.stack((t.mean(), norm.isfinite().all().double(), (tau == last).all().double()))
-            mean_t, finite, arrived = looks.tolist()
+        begin = x / line.scale(*path.at(start))
+        for mean_t, tau, y in integrated(slope, begin, first, last, self.rtol, self.atol, time):
+            t = time(tau)
             yield State(mean_t, expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
-            if arrived:
-                return
-            if not finite:
-                break
-        raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {mean_t:.4g}")
 
 
-def _dormand_prince(
-    slope: Callable[[Tensor, Tensor], Tensor], tau: Tensor, y: Tensor, k: Tensor, h: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""(tau float64 [B], y [B, ...]) -> dy / dtau, like y."""
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of all numbers of each image. [B, ...] -> float64 [B]."""
+    return x.double().square().flatten(1).mean(1).sqrt()
+
+
+def integrated(
+    slope: Slope,
+    y: Tensor,
+    first: float,
+    last: float,
+    rtol: float,
+    atol: float,
+    time: Callable[[Tensor], Tensor],
+    norm: Callable[[Tensor], Tensor] = root_mean_square,
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Solves dy / dtau = slope from tau = first to last, for each image of the batch by steps of its own.
+
+    After each try: the mean time over the images, their tau float64 [B], and y [B, ...]; at the end all tau are `last`.
+    Errors are measured against atol + rtol |y|, and a step is taken where the norm of that ratio is at most 1. time:
+    the path's time at tau. One look at the device a try. FloatingPointError where the steps do not arrive.
+    """
+    tau = torch.full((len(y),), first, dtype=torch.float64, device=y.device)
+    h = torch.full_like(tau, math.copysign(first / 10, last - first))
+    k = slope(tau, y)
+    for _ in range(_MOST_TRIES):
+        h = torch.where(h.abs() > (last - tau).abs(), last - tau, h)  # 0 for an image that has arrived
+        proposal, k_proposal, error = _dormand_prince(slope, tau, y, k, h)
+        allowed = atol + rtol * torch.maximum(y.abs(), proposal.abs())
+        off = norm(error / allowed)
+        accepted = off <= 1
+        tau = torch.where(accepted, torch.where(h == last - tau, last, tau + h), tau)
+        y = torch.where(expand(accepted, y) > 0, proposal, y)
+        k = torch.where(expand(accepted, y) > 0, k_proposal, k)
+        h = h * (0.9 * off**-0.2).clamp(0.2, 10)
+        looks = torch.stack((time(tau).mean(), off.isfinite().all().double(), (tau == last).all().double()))
+        mean_t, finite, arrived = looks.tolist()
+        yield mean_t, tau, y
+        if arrived:
+            return
+        if not finite:
+            break
+    raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {mean_t:.4g}")
+
+
+def _dormand_prince(slope: Slope, tau: Tensor, y: Tensor, k: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Y at tau + h, the slope there, and the estimated error of y. k: the slope at tau; tau, h: float64 [B]."""
     slopes, width = [k], expand(h, y)
     for row in _STAGES:

@@ -27,6 +27,9 @@ class Stream(IntEnum):
     ORDER = 6
     LABEL = 7
     AUGMENTATION = 8
+    BOUND_NOISE = 9
+    DEQUANTISATION = 10
+    PROBE = 11
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -77,3 +80,9 @@ def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...], ste
     angle = 2 * math.pi * uniform[:, 1::2]
     pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
     return pairs.flatten(1)[:, :n].reshape(-1, *shape)
+
+
+def signs(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:
+    """-1 or 1, as likely. index: int64 [B] -> float32 [B, *shape]."""
+    top_bit = words(seed, stream, index, math.prod(shape), step) >> 31
+    return (2 * top_bit - 1).float().reshape(-1, *shape)

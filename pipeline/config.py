@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from evaluation import Extractor
+from evaluation import Extractor, Likelihood, check_likelihoods
 from model import (
     AUGMENT_LABELS,
     Augmentation,
@@ -117,6 +117,8 @@ class EvaluateConfig(Record):
 
     extractor: Extractor
     """Network whose features are compared."""
+    likelihoods: tuple[Likelihood, ...] = ()
+    """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
 
 
 class RegisterConfig(Record):
@@ -218,6 +220,9 @@ class Config(Record):
         mistakes += self._augmentation_mistakes()
         if not mistakes:  # where the target is singular, so are its weights
             mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
+            mistakes += _refusal(
+                "evaluate.likelihoods", lambda: check_likelihoods(self.evaluate.likelihoods, self.spec)
+            )
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -33,6 +33,7 @@ from .errors import DataError
 from .fan_out import actor_pool, fan_out, result_of
 from .files import digest, lock_of, read_arrays, read_json, sha256_of, write_arrays, write_json
 from .keyroles import identity
+from .likelihood import measure
 from .reader import ShardReader
 from .sample import Chunks
 from .shard_index import ShardIndex
@@ -58,6 +59,7 @@ class Evaluate(Stage):
             "device_type": run.results["sample"].facts["device_type"],
             "extractor": _extractor_identity(run.config.evaluate.extractor),
             "data": run.results["prepare"].facts["data_digest"],
+            "likelihoods": [identity(each) for each in run.config.evaluate.likelihoods],
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
@@ -248,6 +250,8 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     if asked is not None and extractor.kind == "classifier":
         agree = samples.logits.argmax(1) == asked.numpy()
         found["class_agreement"] = scores.Score(float(agree.mean()))
+    likelihoods = run.config.evaluate.likelihoods
+    found |= {name: scores.Score(value) for name, value in measure(run, likelihoods, folder).items()}
     protocol = Protocol(
         images=run.config.sample.images,
         first_seed=run.config.sample.seed,

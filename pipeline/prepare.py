@@ -77,3 +77,10 @@ def check_prepared(run: Run) -> None:
             "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
             "add labels to the source, or use evaluate.extractor.kind=inception"
         )
+    for likelihood in config.evaluate.likelihoods:
+        images = len(index.ids(likelihood.split))
+        if likelihood.images > images:
+            raise DataError(
+                f"evaluate.likelihoods: {likelihood.kind} asks for {likelihood.images:,} {likelihood.split} images, "
+                f"and there are {images:,}; ask for fewer, for another split, or raise data.heldout_fraction"
+            )

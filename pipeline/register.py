@@ -11,6 +11,7 @@ from .checkpoint import WEIGHTS
 from .curve import read_curve
 from .evaluate import PROTOCOL
 from .files import digest, read_arrays, read_json, write_json
+from .likelihood import draw_likelihoods
 from .model_package import ModelPackage
 from .reader import ShardReader
 from .registry import register
@@ -97,4 +98,4 @@ def draw_pictures(run: Run) -> list[Path]:
     real_and_generated(real, drawn[:_BESIDE_IMAGES], _BESIDE_COLUMNS, paths[1])
     denoising_strip(frames, times.tolist(), paths[2])
     loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
-    return paths
+    return [*paths, *draw_likelihoods(run.results["evaluate"].folder, run.folder)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from .evaluate import PROTOCOL
 from .files import read_json, write_json
+from .likelihood import in_words
 from .mlflow_store import redacted
 from .stage import Run
 from .terminal import StageReport
@@ -74,6 +75,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         facts["class agreement"] = (
             f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
         )
+    facts |= in_words(scores, run.config.evaluate.likelihoods)
     facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
     facts["pictures"] = str(run.folder / "samples.png")
     facts["summary"] = str(run.folder / SUMMARY)

@@ -57,4 +57,6 @@ class ModelFolders:
             classifier = guidance.classifier.build(image_size, channels)
             classifier.load_state_dict(load_file(self.guide / WEIGHTS))
             classifier.to(device).eval().requires_grad_(False)
-        return TrainedModel(spec, network.to(device).eval(), classifier, spec.codec.build().to(device))
+        return TrainedModel(
+            spec, network.to(device).eval().requires_grad_(False), classifier, spec.codec.build().to(device)
+        )

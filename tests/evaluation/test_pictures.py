@@ -14,10 +14,12 @@ from evaluation.pictures import (
     COLORS,
     _apart,
     _running_mean,
+    bound_terms,
     denoising_strip,
     image_grid,
     loss_curve,
     quality_against_evaluations,
+    rate_distortion_curve,
     real_and_generated,
 )
 
@@ -175,3 +177,49 @@ def test_names_keep_their_order_their_distance_and_the_page(heights: list[float]
 def test_names_that_have_room_stay_where_they_are_and_others_move_alike() -> None:
     assert _apart([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
     assert _apart([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
+
+
+def ink_of(picture: np.ndarray, color: str) -> int:
+    """Pixels of the plot, without its title, that have this colour."""
+    return count_of(picture[60:], color)
+
+
+@pytest.mark.parametrize("steps", [2, 30, 1000])
+def test_terms_of_the_bound_are_drawn_for_chains_of_any_length(tmp_path: Path, steps: int) -> None:
+    bound_terms(1 / np.arange(1, steps + 1) ** 1.5, tmp_path / "terms.png")
+    picture = pixels(tmp_path / "terms.png")
+    assert picture.shape == (540, 960, 3)
+    assert ink_of(picture, COLORS[0]) > 300
+
+
+def test_terms_that_have_no_logarithm_are_left_out(tmp_path: Path) -> None:
+    bound_terms([1.0, 0.0, 0.2, -0.0], tmp_path / "with.png")
+    assert ink_of(pixels(tmp_path / "with.png"), COLORS[0]) > 300
+
+
+@pytest.mark.parametrize("terms", [[], [0.0, 0.0], [np.nan, np.inf], [[1.0, 2.0]]])
+def test_a_bound_without_terms_is_refused(tmp_path: Path, terms: list[float]) -> None:
+    with pytest.raises(EvaluationError, match=r"terms\.png: none of \d terms of the bound is a positive number"):
+        bound_terms(terms, tmp_path / "terms.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("steps", [2, 30, 1000])
+def test_rate_and_distortion_are_drawn_for_chains_of_any_length(tmp_path: Path, steps: int) -> None:
+    rate = np.linspace(0, 2, steps)
+    rate_distortion_curve(rate, 80 * np.exp(-rate), tmp_path / "rate.png")
+    picture = pixels(tmp_path / "rate.png")
+    assert picture.shape == (540, 960, 3)
+    assert ink_of(picture, COLORS[0]) > 30
+
+
+@pytest.mark.parametrize(
+    ("rate", "distortion"), [([], []), ([1.0, 2.0], [3.0]), ([1.0, np.nan], [3.0, 2.0]), ([[1.0]], [[2.0]])]
+)
+def test_rates_without_their_distortions_are_refused(
+    tmp_path: Path, rate: list[float], distortion: list[float]
+) -> None:
+    match = r"rate\.png: \d rates and \d distortions, expected as many of each and all finite"
+    with pytest.raises(EvaluationError, match=match):
+        rate_distortion_curve(rate, distortion, tmp_path / "rate.png")
+    assert not list(tmp_path.iterdir())

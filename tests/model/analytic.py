@@ -234,8 +234,8 @@ def variants(path: GaussianPath | None = None, members: Any = SAMPLERS, **fixed:
 def _options(name: str, annotation: Any, metadata: list[Any]) -> list[dict[str, Any]]:
     if name in OPEN_ENDED:
         return [{}, *OPEN_ENDED[name]]
-    if get_origin(annotation) is Literal:
-        return [{name: choice} for choice in get_args(annotation)]
+    if get_origin(annotation) is Literal:  # of what is learned these denoisers know nothing: test_variance.py
+        return [{name: choice} for choice in get_args(annotation) if choice != "learned"]
     if annotation is bool:
         return [{name: False}, {name: True}]
     bounds: list[Any] = [rule.ge if isinstance(rule, Ge) else rule.le for rule in metadata if isinstance(rule, Ge | Le)]

@@ -71,6 +71,9 @@ def test_stream_numbers_stay() -> None:
         "ORDER": 6,
         "LABEL": 7,
         "AUGMENTATION": 8,
+        "BOUND_NOISE": 9,
+        "DEQUANTISATION": 10,
+        "PROBE": 11,
     }
 
 

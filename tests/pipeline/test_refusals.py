@@ -115,6 +115,23 @@ def test_a_guiding_classifier_of_other_classes_than_the_data_is_refused_after_pa
     assert "sample.guidance.classifier.classes: 12, but the images have 10 classes" in message
 
 
+def test_likelihoods_of_more_images_than_there_are_are_refused_after_packing(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = refused(capsys, "run", *digits, "evaluate.likelihoods=[{kind: variational_bound, images: 400}]")
+    assert code == 1
+    assert "evaluate.likelihoods: variational_bound asks for 400 heldout images, and there are 360" in message
+
+
+def test_likelihoods_that_the_model_does_not_have_are_refused(
+    digits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = "evaluate.likelihoods=[{kind: variational_bound, images: 10, variance: learned}]"
+    code, message = refused(capsys, "check", *digits, learned)
+    assert code == 2
+    assert "evaluate.likelihoods: variance learned, but the model has none; use fixed_small or fixed_large" in message
+
+
 def test_clipping_of_latents_that_know_no_bounds_is_refused() -> None:
     class Unbounded(IdentityCodec):
         bounded: ClassVar[bool] = False
