@@ -13,12 +13,23 @@ from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
+from .editing import (
+    image_to_image,
+    interpolate_images,
+    interpolate_seeds,
+    invert,
+    invertible,
+    reconstruct,
+    slerp,
+    strength_time,
+)
 from .ema import EMA, EMAConfig
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
 from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, ClassifierGuidance, Guidance, NoGuidance
 from .images import to_uint8, to_unit_range
+from .inpainting import RePaint, inpaint
 from .multistep_samplers import DPMSolverPP, UniPC
 from .ncsnpp import NCSNpp
 from .networks import Network
@@ -82,6 +93,7 @@ __all__ = [
     "Path",
     "Prediction",
     "PredictorCorrector",
+    "RePaint",
     "Record",
     "RectifiedFlow",
     "Sampler",
@@ -107,10 +119,19 @@ __all__ = [
     "default_label",
     "denoising_loss",
     "generate",
+    "image_to_image",
+    "inpaint",
+    "interpolate_images",
+    "interpolate_seeds",
+    "invert",
+    "invertible",
     "last",
     "normal",
     "philox",
     "prior_term",
+    "reconstruct",
+    "slerp",
+    "strength_time",
     "time_grid",
     "to_uint8",
     "to_unit_range",

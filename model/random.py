@@ -27,6 +27,8 @@ class Stream(IntEnum):
     ORDER = 6
     LABEL = 7
     AUGMENTATION = 8
+    KNOWN_NOISE = 12
+    RENOISING = 13
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
