@@ -115,7 +115,7 @@ def test_rk45_solves_the_ode_from_any_time(path: Any) -> None:
     start = float(path.training_time(torch.tensor(0.6).double()))
     x = path.at(start)[1] * seeded(torch.arange(5), (1, 2, 3))[0]
     *_, arrived, _ = run_from(sampler, denoiser, x, start)
-    torch.testing.assert_close(arrived.x, denoiser.solution(x, start, path.t_min), rtol=0, atol=1e-4)
+    torch.testing.assert_close(arrived.x, denoiser.solution(x, start, path.t_min), rtol=0, atol=1e-3)
 
 
 def run_from(sampler: Any, denoiser: GaussianDenoiser, x: Tensor, start: float) -> list[State]:
