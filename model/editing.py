@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .chain_samplers import DDIM
+from .continuous_paths import UnitTimePath
+from .discrete_paths import DiscretePath
 from .generation import TrainedModel, default_label, last
 from .guidance import NO_GUIDANCE, Guidance
 from .images import to_unit_range
@@ -156,13 +158,19 @@ def image_to_image(
 
 
 def strength_time(model: TrainedModel, sampler: Sampler, strength: float) -> float:
-    """The time at this share of the path, at most the sampler's start. ValueError unless 0 < strength <= 1."""
+    """The time at this share of the path from the data, at most the sampler's start. ValueError unless in (0, 1].
+
+    Shares are those of the grid `uniform`, so that as large a share of its steps is taken; the edm path's are even in
+    log(sigma).
+    """
     if not 0 < strength <= 1:
         raise ValueError(f"strength {strength:g} is not in (0, 1]: near 0 the image stays, at 1 hardly anything does")
     path = model.spec.path
     sampler.check(path)
     share = torch.tensor(strength, dtype=torch.float64, device="cpu")
-    return min(float(path.training_time(share)), sampler.start(path))
+    even = isinstance(path, DiscretePath | UnitTimePath)
+    t = path.t_data + share * (path.t_max - path.t_data) if even else path.training_time(share)
+    return min(float(path.nearest_training_time(t)), sampler.start(path))
 
 
 def encoded(model: TrainedModel, images: Tensor) -> Tensor:

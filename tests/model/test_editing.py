@@ -18,6 +18,7 @@ from model import (
     Heun,
     ModelSpec,
     PredictorCorrector,
+    RectifiedFlow,
     Stream,
     TrainedModel,
     VPCosine,
@@ -255,16 +256,19 @@ def test_half_noised_images_are_x_t_of_their_time() -> None:
 
     image_to_image(TrainedModel(SPEC, Looking()), DDIM(steps=10), IMAGES, 0.4, SEEDS)
     x_t, t = seen[0]
-    alpha, sigma = SPEC.path.at(400.0)
+    alpha, sigma = SPEC.path.at(399.0)
     noise = normal(0, Stream.INITIAL_NOISE, SEEDS, (1, 8, 8))
-    assert t.tolist() == [400.0] * 3
+    assert t.tolist() == [399.0] * 3
     torch.testing.assert_close(x_t, alpha * to_unit_range(IMAGES) + sigma * noise, rtol=0, atol=1e-6)
 
 
 def test_strength_is_a_share_of_the_path_up_to_the_samplers_start() -> None:
-    assert strength_time(WAVY, DDIM(steps=10), 0.25) == 250
+    assert strength_time(WAVY, DDIM(steps=10), 0.25) == 249
     assert strength_time(WAVY, DDIM(steps=10), 1.0) == 999
     assert strength_time(WAVY, DDIM(steps=10, grid="leading"), 1.0) == 900
+    assert strength_time(WAVY, DDIM(steps=10), 1e-4) == 0
+    flow = TrainedModel(SPEC.model_copy(update={"path": RectifiedFlow()}), EpsNetwork())
+    assert strength_time(flow, Heun(grid="uniform"), 0.5) == 0.5
     edm = TrainedModel(SPEC.model_copy(update={"path": EDMPath()}), EpsNetwork())
     assert strength_time(edm, Heun(), 0.5) == pytest.approx(math.sqrt(0.002 * 80))
 
