@@ -33,6 +33,7 @@ from .terminal import Terminal, count, duration
 
 _BATCH_IMAGES, _BATCH_NUMBERS = 64, 2**20  # drawn at a time: bounds memory; numbers are pixels times channels
 _STRIP_FRAMES, _MOST_STRIPS, _ROW_FRAMES, _ROW_SEEDS, _PAIRS_HIGH = 9, 32, 12, 8, 8
+_LONGEST_NAME = 16  # letters of a heading, for which images are enlarged
 _LEAST_PIXELS = 72  # side of a small image in a picture, about
 _HOLE = (217, 130, 43)  # a colour that no grey image has
 
@@ -251,10 +252,15 @@ def _draw_interpolation(job: _Job) -> Answer:
         image_grid(frames, _ROW_FRAMES - 2, request.into)
     elif originals:
         row = np.concatenate([originals[0][None], frames, originals[1][None]])
-        headed_rows(row[None], [request.images[0].name, *headings, request.images[1].name], request.into)
+        names = [_shortened(file.name) for file in request.images]
+        headed_rows(row[None], [names[0], *headings, names[1]], request.into)
     else:
         headed_rows(frames[None], headings, request.into)
     return Answer(len(frames), job.sampler.kind)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
 def _draw_reconstruction(job: _Job) -> Answer:
