@@ -154,9 +154,19 @@ def _downloaded(name: str, uri: str, folder: Path) -> _Files:
             version = client.get_model_version_by_alias(model, alias).version
         source = client.get_model_version(model, str(version)).source
         _download(uri, source, folder)
-    listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
-    artifacts: Mapping[str, Path] = {name: folder / place["path"] for name, place in listed.items()}
-    return _Files(artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
+    return _files_in(folder, name)
+
+
+def _files_in(folder: Path, name: str) -> _Files:
+    """The places that MLflow's own `MLmodel` lists. ConfigError where these are not a model of ours."""
+    try:
+        listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
+        artifacts: Mapping[str, Path] = {key: folder / place["path"] for key, place in listed.items()}
+        return _Files(artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise ConfigError(
+            f"{name}: no model of this pipeline, which would list its description and weights; name another version"
+        ) from None
 
 
 def _download(uri: str, source: Any, folder: Path) -> None:

@@ -35,9 +35,11 @@ from model import (
     reconstruct,
 )
 from pipeline.__main__ import main
+from pipeline.errors import ConfigError
 from pipeline.model_package import ModelPackage
 from pipeline.registry import register
-from pipeline.tracking import TrackedRun
+from pipeline.stored_model import _files_in, load_stored
+from pipeline.tracking import TrackedRun, open_run
 
 NETWORK = DDPMUNet(base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(), dropout=0.0)
 SPEC = ModelSpec(image_size=8, channels=1, network=NETWORK, path=VPCosine())
@@ -328,8 +330,6 @@ def test_images_of_any_size_and_colour_are_cut_to_a_square_and_resized(
 @pytest.fixture(scope="module")
 def version(uri: str, tmp_path_factory: pytest.TempPathFactory, model: TrainedModel) -> tuple[str, str]:
     """A registered model's name, and the store that it is in."""
-    from pipeline.tracking import open_run
-
     folder = tmp_path_factory.mktemp("version")
     run: TrackedRun = open_run(uri, "digits", "night", folder / "run", {}, {})
     description = described(SPEC)
@@ -369,6 +369,16 @@ def test_a_version_that_is_not_there_is_reported(capsys: pytest.CaptureFixture[s
     for place in ("@nobody", "/7"):
         assert main(["generate", f"models:/{name}{place}", "--tracking-uri", uri]) == 1
         assert f"cannot download models:/{name}{place}: " in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "listed", [None, "flavors: {sklearn: {}}", "flavors: {python_function: {artifacts: null}}", "a: ["]
+)
+def test_a_version_of_another_kind_is_refused(tmp_path: Path, listed: str | None) -> None:
+    if listed is not None:
+        (tmp_path / "MLmodel").write_text(listed)
+    with pytest.raises(ConfigError, match="models:/x/1: no model of this pipeline, which would list its description"):
+        _files_in(tmp_path, "models:/x/1")
 
 
 def test_a_name_without_alias_or_version_is_refused(capsys: pytest.CaptureFixture[str], uri: str) -> None:
@@ -652,8 +662,6 @@ def test_digits_inverted_and_sampled_by_rk45_come_back(capsys: pytest.CaptureFix
 
 def test_with_another_start_the_digits_do_not_come_back(trained: Path) -> None:
     """That they come back is the noise's doing: from any other noise there are other digits."""
-    from pipeline.stored_model import load_stored
-
     stored = load_stored(str(trained), ["sampler.kind=rk45"], None, "cpu")
     others = generate(stored.model, stored.sampler, torch.arange(6))
     assert ((others.numpy().astype(float) - digits(6)) / 127.5).__pow__(2).mean() > 0.1
