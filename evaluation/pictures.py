@@ -47,6 +47,34 @@ def real_and_generated(
     _save(page, path)
 
 
+def headed_rows(
+    rows: NDArray[np.uint8], headings: Sequence[str], path: Path, names: Sequence[str] = (), min_pixels: int = 72
+) -> None:
+    """Rows of images under the headings of their columns, each row behind its name where there are names.
+
+    rows: uint8 [R, K, H, W, C]; headings: K, each above its column, for which tiny images are enlarged; names: R.
+    """
+    if rows.ndim != 5 or rows.shape[1] != len(headings) or len(names) not in (0, len(rows)):
+        raise EvaluationError(
+            f"headed rows: images {list(rows.shape)}, {len(headings)} headings and {len(names)} names, expected "
+            f"[R, K, H, W, C], K of them and R or none"
+        )
+    images = rows.reshape(-1, *rows.shape[2:])
+    _check_images(images)
+    height, width = images.shape[1:3]
+    widest = max(map(_text_width, headings))
+    sheet = _tiled(images, len(headings), max(min_pixels, -(-widest * min(height, width) // width)))
+    margin = max(map(_text_width, names), default=0) + TEXT_PIXELS if names else 0
+    page = Image.new("RGB", (margin + sheet.width, LINE_PIXELS + sheet.height), PAPER)
+    page.paste(sheet, (margin, LINE_PIXELS))
+    for column, heading in enumerate(headings):
+        _write(page, heading, margin + round((column + 0.5) * sheet.width / len(headings)))
+    for row, name in enumerate(names):
+        middle = LINE_PIXELS + round((row + 0.5) * sheet.height / len(rows))
+        _write(page, name, margin // 2, middle)
+    _save(page, path)
+
+
 def denoising_strip(frames: NDArray[np.uint8], times: Sequence[float], path: Path, min_pixels: int = 72) -> None:
     """From noise to image, left to right: one row per image, one column per state.
 
@@ -299,11 +327,14 @@ def _tiled(images: NDArray[np.uint8], columns: int, min_pixels: int) -> Image.Im
     return Image.fromarray(sheet)
 
 
-def _write(page: Image.Image, text: str, center: int) -> None:
-    """One line of text in the margin above, centred."""
-    ImageDraw.Draw(page).text(
-        (center, LINE_PIXELS // 2), text, fill=INK, anchor="mm", font=ImageFont.load_default(TEXT_PIXELS)
-    )
+def _write(page: Image.Image, text: str, center: int, middle: int = LINE_PIXELS // 2) -> None:
+    """One line of text, centred, in the margin above unless told."""
+    ImageDraw.Draw(page).text((center, middle), text, fill=INK, anchor="mm", font=ImageFont.load_default(TEXT_PIXELS))
+
+
+def _text_width(text: str) -> int:
+    """Pixels, with a little air."""
+    return round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(text, font=ImageFont.load_default(TEXT_PIXELS))) + 8
 
 
 def _save(page: Image.Image, path: Path) -> None:

@@ -14,12 +14,23 @@ from .ddpm_unet import DDPMUNet
 from .denoiser import Denoiser, NetworkDenoiser, Prediction
 from .discrete_paths import DiscretePath, VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 from .dit import DiT
+from .editing import (
+    image_to_image,
+    interpolate_images,
+    interpolate_seeds,
+    invert,
+    invertible,
+    reconstruct,
+    slerp,
+    strength_time,
+)
 from .ema import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
 from .guidance import NO_GUIDANCE, ClassifierFreeGuidance, ClassifierGuidance, Guidance, NoGuidance
 from .images import to_uint8, to_unit_range
+from .inpainting import RePaint, inpaint
 from .likelihood import (
     Bound,
     LogLikelihood,
@@ -39,7 +50,7 @@ from .noisy_classifier import NoisyClassifier
 from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
-from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct
+from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct_average
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -105,6 +116,7 @@ __all__ = [
     "Prediction",
     "PredictorCorrector",
     "RateDistortion",
+    "RePaint",
     "Reconstruction",
     "Record",
     "RectifiedFlow",
@@ -138,6 +150,12 @@ __all__ = [
     "denoising_loss",
     "dequantised",
     "generate",
+    "image_to_image",
+    "inpaint",
+    "interpolate_images",
+    "interpolate_seeds",
+    "invert",
+    "invertible",
     "last",
     "normal",
     "ode_log_likelihood",
@@ -146,6 +164,9 @@ __all__ = [
     "probe_signs",
     "rate_distortion",
     "reconstruct",
+    "reconstruct_average",
+    "slerp",
+    "strength_time",
     "time_grid",
     "to_uint8",
     "to_unit_range",

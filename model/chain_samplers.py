@@ -1,7 +1,8 @@
 """Samplers that walk DDPM's Markov chain backwards, or the chains with the same marginals: DDPM, DDIM, Langevin."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -13,29 +14,26 @@ from .grids import Grid
 from .sampler import GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
 
 
-class Ancestral(GridSampler):
-    """DDPM's own sampler: draw from the reverse Markov chain. Ho et al. 2020, algorithm 2 and eq. 7.
+class ReverseChain(GridSampler):
+    """The reverse Markov chain, of which each step is a draw. Ho et al. 2020, eq. 7."""
 
-    With fewer steps than T, beta is that of the steps taken together. No noise is added in the last step, so the rule
-    for fixed_large's variance at t = 0 in Ho et al.'s code concerns likelihoods only.
-    """
-
-    order: ClassVar[int] = 1
-    kind: Literal["ancestral"] = "ancestral"
-    steps: int = Field(1000, ge=1)
-    """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
     variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
     """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
     it; the DDPM paper reports fixed_large for CIFAR-10, where steps are many; with few, or where noise explodes (edm,
     ve_sde), fixed_small is the better one."""
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
-        for now, after in self.pairs(path):
-            prediction = denoiser(x, now.times(x))
-            x = posterior_mean(now, after, x, prediction.x0)
-            if after.sigma > 0:
-                x = x + self._std(now, after, prediction) * noise(now.number)
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
+        for now, after in self.pairs(path, start):
+            x = self._step(denoiser, now, after, x, partial(noise, now.number))
             yield State(after.t, x)
+
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
+        """A draw of x at the cleaner point; z is asked for noise unless that is the data."""
+        prediction = denoiser(x, now.times(x))
+        x = posterior_mean(now, after, x, prediction.x0)
+        return x + self._std(now, after, prediction) * z() if after.sigma > 0 else x
 
     def _std(self, now: Point, after: Point, prediction: Prediction) -> float | Tensor:
         small, large = posterior_std(now, after), math.sqrt(max(transition_variance(now, after), 0.0))
@@ -46,6 +44,19 @@ class Ancestral(GridSampler):
         if prediction.variance_share is None:
             raise ValueError("variance learned, but the model has none; use fixed_small or fixed_large")
         return small * (prediction.variance_share * math.log(large / small)).exp()
+
+
+class Ancestral(ReverseChain):
+    """DDPM's own sampler: draw from the reverse Markov chain. Ho et al. 2020, algorithm 2 and eq. 7.
+
+    With fewer steps than T, beta is that of the steps taken together. No noise is added in the last step, so the rule
+    for fixed_large's variance at t = 0 in Ho et al.'s code concerns likelihoods only.
+    """
+
+    order: ClassVar[int] = 1
+    kind: Literal["ancestral"] = "ancestral"
+    steps: int = Field(1000, ge=1)
+    """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
 
 
 class DDIM(GridSampler):
@@ -59,8 +70,10 @@ class DDIM(GridSampler):
     eta: float = Field(0.0, ge=0, le=1)
     """0: deterministic; 1: as much noise as ancestral sampling adds between these steps."""
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
-        for now, after in self.pairs(path):
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
+        for now, after in self.pairs(path, start):
             prediction = denoiser(x, now.times(x))
             std = self.eta * posterior_std(now, after)
             x = after.alpha * prediction.x0 + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * prediction.eps
@@ -107,9 +120,11 @@ class PredictorCorrector(GridSampler):
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
         return self.steps * (1 + self.corrector_steps)
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
         draws = 1 + self.corrector_steps
-        for now, after in self.pairs(path):
+        for now, after in self.pairs(path, start):
             for step in range(self.corrector_steps):
                 x = self._langevin(denoiser, now, x, noise(now.number * draws + step))
             x = posterior_mean(now, after, x, denoiser(x, now.times(x)).x0)

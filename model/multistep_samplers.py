@@ -48,9 +48,11 @@ class DPMSolverPP(_LambdaSampler):
             return self.steps
         return sum(2 if _finite(now, after) else 1 for now, after in self.pairs(path))
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
         earlier: _Earlier | None = None
-        for now, after in self.pairs(path):
+        for now, after in self.pairs(path, start):
             x0 = image = denoiser(x, now.times(x)).x0
             if not _finite(now, after):
                 pass  # first order
@@ -85,10 +87,17 @@ class UniPC(_LambdaSampler):
     order: ClassVar[int] = 3
     kind: Literal["unipc"] = "unipc"
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002  # as all of its kind
+    def _walk(
+        self,
+        denoiser: Denoiser,
+        path: GaussianPath,
+        x: Tensor,
+        noise: NoiseSource,  # noqa: ARG002  # as all of its kind
+        start: float,
+    ) -> Iterator[State]:
         before: Point | None = None
         begun, known = x, list[_Earlier]()  # where the last step began; images predicted so far, the newest first
-        for now, after in self.pairs(path):
+        for now, after in self.pairs(path, start):
             x0 = denoiser(x, now.times(x)).x0
             if before is not None and known:
                 x = self._corrected(before, now, begun, known, x0)

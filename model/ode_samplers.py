@@ -54,11 +54,13 @@ class _EDMSampler(GridSampler):
         x = alpha / now.alpha * x + alpha * math.sqrt(added) * self.s_noise * noise(now.number)
         return replace(now, t=t, alpha=alpha, sigma=sigma, lam=math.log(alpha / sigma)), x
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
         """Euler's step, corrected by Heun's where the order is 2."""
         line = StraightLine(path)
-        for start, after in self.pairs(path):
-            now, x = self._churned(start, path, x, noise)
+        for point, after in self.pairs(path, start):
+            now, x = self._churned(point, path, x, noise)
             slope = line.slope(denoiser(x, now.times(x)))
             length = line.tau(after.alpha, after.sigma) - line.tau(now.alpha, now.sigma)
             y = x / line.scale(now.alpha, now.sigma)
@@ -129,8 +131,15 @@ class RK45(SamplerBase):
     def evaluations(self, path: GaussianPath) -> None:  # noqa: ARG002  # the base class's signature
         return None
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002  # as all of its kind
-        for state in self._integrate(denoiser, path, x, path.t_max, path.t_min):
+    def _walk(
+        self,
+        denoiser: Denoiser,
+        path: GaussianPath,
+        x: Tensor,
+        noise: NoiseSource,  # noqa: ARG002  # as all of its kind
+        start: float,
+    ) -> Iterator[State]:
+        for state in self._integrate(denoiser, path, x, start, path.t_min):
             x = state.x
             yield state
         yield State(

@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
     1e-7."""
 
 
-def reconstruct(stored: Sequence[Snapshot], wanted: Snapshot) -> Reconstruction:
+def reconstruct_average(stored: Sequence[Snapshot], wanted: Snapshot) -> Reconstruction:
     """The combination of stored profiles that is nearest to the wanted one, in float64.
 
     Karras et al. 2024, algorithm 3, but the least squares are solved under the condition that the coefficients sum

@@ -30,6 +30,8 @@ class Stream(IntEnum):
     BOUND_NOISE = 9
     DEQUANTISATION = 10
     PROBE = 11
+    KNOWN_NOISE = 12
+    RENOISING = 13
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What samplers share: the points of their time grid with all coefficients, and the states that they pass through.
 
-A sampler is a record of its options with one method, `trajectory(denoiser, path, x, noise)`, a pure function of its
-arguments. Coefficients are Python floats, computed once per grid, so that a sampler's loop never waits for the device.
+A sampler is a record of its options with one method, `trajectory(denoiser, path, x, noise, start)`, a pure function of
+its arguments. Coefficients are Python floats, computed once per grid, so that a sampler's loop never waits for the
+device.
 """
 
 import math
@@ -25,6 +26,7 @@ NoiseSource = Callable[[int], Tensor]
 
 
 _LARGEST_TAU = 1000.0
+_ROUNDING = 1e-9  # of a time
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -81,15 +83,26 @@ class SamplerBase(Record):
         """Calls of the network for each image; None where it depends on the images."""
         raise NotImplementedError  # each sampler states its own
 
-    def trajectory(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def trajectory(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float | None = None
+    ) -> Iterator[State]:
         """From x [B, C, H, W], noise at time `start`, to the images: yields the state after each step.
 
-        The last is at t_data. ValueError where `check` has one.
+        The last is at t_data. start: the time at which x is where that is x_t of an image, from the path's t_min to the
+        sampler's own start. ValueError where `check` has one, and for another start.
         """
         self.check(path)
-        return self._walk(clipped(denoiser, path, self.clip, self._eps_follows_x0), path, x, noise)
+        noisiest = self.start(path)
+        start = noisiest if start is None else start
+        if not path.t_min <= start <= noisiest:
+            raise ValueError(
+                f"start {start:g} is none of this sampler's times on this path, expected {path.t_min:g} to {noisiest:g}"
+            )
+        return self._walk(clipped(denoiser, path, self.clip, self._eps_follows_x0), path, x, noise, start)
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
         raise NotImplementedError  # each sampler states its own
 
 
@@ -123,15 +136,26 @@ class GridSampler(SamplerBase):
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # some need it
         return self.steps
 
-    def points(self, path: GaussianPath) -> list[Point]:
-        """The grid from its noisiest point on, with the data as its last one."""
-        times = torch.tensor([*time_grid(self.grid, path, self.steps), path.t_data], dtype=torch.float64, device="cpu")
-        columns = (times, path.alpha(times), path.sigma(times), path.lam(times))
-        return [Point(number, *row) for number, row in enumerate(torch.stack(columns, dim=1).tolist())]
+    def points(self, path: GaussianPath, start: float | None = None) -> list[Point]:
+        """The grid from its noisiest point, or from `start`, on, with the data as its last one.
 
-    def pairs(self, path: GaussianPath) -> Iterator[tuple[Point, Point]]:
-        """Each step's beginning and end, from the noisiest to the data."""
-        return pairwise(self.points(path))
+        Numbers are those of the whole grid, so that each step draws the same noise wherever the way begins. A start
+        between two points takes the noisier one's place; one that rounding alone tells from a point is that point.
+        """
+        times = [*time_grid(self.grid, path, self.steps), path.t_data]
+        first = 0
+        if start is not None:
+            first = sum(t > start + _ROUNDING * abs(start) for t in times)
+            if times[first] < start - _ROUNDING * abs(start):
+                first -= 1
+                times[first] = start
+        t = torch.tensor(times, dtype=torch.float64, device="cpu")
+        columns = (t, path.alpha(t), path.sigma(t), path.lam(t))
+        return [Point(number, *row) for number, row in enumerate(torch.stack(columns, dim=1).tolist())][first:]
+
+    def pairs(self, path: GaussianPath, start: float | None = None) -> Iterator[tuple[Point, Point]]:
+        """Each step's beginning and end, from the noisiest, or from `start`, to the data."""
+        return pairwise(self.points(path, start))
 
 
 def transition_variance(now: Point, after: Point) -> float:

@@ -16,6 +16,7 @@ from evaluation import EvaluationError  # noqa: E402
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import PipelineError  # noqa: E402
+from .request import add_options, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
@@ -52,8 +53,8 @@ def _execute(options: argparse.Namespace) -> None:
         else:
             print_keys(Config, console_for(sys.stdout))
         return
-    if options.command == "sweep":
-        _sweep(options)
+    if options.command in ("sweep", "generate"):
+        _sweep(options) if options.command == "sweep" else _generate(options)
         return
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
@@ -79,6 +80,18 @@ def _sweep(options: argparse.Namespace) -> None:
 
     with _disk_errors(config):
         run_sweep(combinations, Terminal())
+
+
+def _generate(options: argparse.Namespace) -> None:
+    request = request_of(options)
+    from .generate import run_generate
+    from .stored_model import load_stored
+
+    stored = load_stored(options.model, options.overrides, options.tracking_uri, options.device)
+    try:
+        run_generate(request, stored, Terminal(brief=True))
+    except OSError as error:
+        raise PipelineError(f"{error}; the picture was not written") from error
 
 
 @contextmanager
@@ -121,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
             help="instead of what the file says, e.g. train.images=1_000_000",
         )
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
+    add_options(commands.add_parser("generate", help=drawing, description=drawing))
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)

@@ -17,7 +17,8 @@ from .reader import ShardReader
 from .registry import register
 from .sample import STRIP, Chunks
 from .stage import Facts, Run, Stage
-from .trained_model import DESCRIPTION, described
+from .stored_model import DESCRIPTION
+from .trained_model import described
 
 CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}

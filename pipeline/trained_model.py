@@ -14,9 +14,7 @@ from .checkpoint import SPEC, WEIGHTS
 from .config import Config
 from .files import write_json
 from .stage import Run
-
-DESCRIPTION = "model.json"
-FORMAT = 3
+from .stored_model import DESCRIPTION, FORMAT
 
 
 def described(config: Config) -> dict[str, Any]:

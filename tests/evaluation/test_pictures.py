@@ -16,6 +16,7 @@ from evaluation.pictures import (
     _running_mean,
     bound_terms,
     denoising_strip,
+    headed_rows,
     image_grid,
     loss_curve,
     quality_against_evaluations,
@@ -76,6 +77,37 @@ def test_strip_shows_an_image_a_row_and_a_state_a_column(tmp_path: Path) -> None
     picture = pixels(tmp_path / "strip.png")[30:, :, 0]
     cell = picture.shape[1] // 3
     assert picture[cell // 2 :: cell, cell // 2 :: cell].tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+def test_rows_stand_under_their_headings_and_behind_their_names(tmp_path: Path) -> None:
+    rows = np.stack([shades(10, 20, 30), shades(40, 50, 60)])
+    headed_rows(rows, ["a", "", "c"], tmp_path / "bare.png", min_pixels=8)
+    headed_rows(rows, ["a", "", "c"], tmp_path / "named.png", ["one", "two"], min_pixels=8)
+    bare, named = pixels(tmp_path / "bare.png"), pixels(tmp_path / "named.png")
+    assert [bare[45 + row * 26, 5 + column * 26, 0] for row in (0, 1) for column in (0, 1, 2)] == [
+        10,
+        20,
+        30,
+        40,
+        50,
+        60,
+    ]
+    margin = named.shape[1] - bare.shape[1]
+    np.testing.assert_array_equal(named[:, margin:], bare)
+    assert [(half < 128).any() for half in np.array_split(named[30:, :margin], 2)] == [True, True]
+
+
+def test_images_are_enlarged_for_a_long_heading(tmp_path: Path) -> None:
+    headed_rows(shades(10, 20)[None], ["a heading of some length", ""], tmp_path / "long.png")
+    assert pixels(tmp_path / "long.png").shape[1] > 2 * 160
+
+
+@pytest.mark.parametrize(("headings", "names"), [(["a"], []), (["a", "b"], ["one", "two"])])
+def test_rows_without_a_heading_for_each_column_are_refused(
+    tmp_path: Path, headings: list[str], names: list[str]
+) -> None:
+    with pytest.raises(EvaluationError, match=rf"{len(headings)} headings and {len(names)} names, expected"):
+        headed_rows(shades(10, 20)[None], headings, tmp_path / "rows.png", names)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 2, 8, 8, 1)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import EMAs, PowerFunctionEMA, Snapshot, combine_weights, reconstruct
+from model import EMAs, PowerFunctionEMA, Snapshot, combine_weights, reconstruct_average
 from model.ema import WIDEST_SIGMA_REL, gamma_of
 from model.posthoc_ema import inner_product
 
@@ -53,7 +53,7 @@ class Training:
         self.final = {p.sigma_rel: a.state_dict() for p, a in zip(averages.profiles, averages.averages, strict=True)}
 
     def reconstructed(self, wanted: Snapshot) -> Weights:
-        coefficients = reconstruct(list(self.stored), wanted).coefficients
+        coefficients = reconstruct_average(list(self.stored), wanted).coefficients
         loaders = [lambda state=state: state for state in self.stored.values()]
         return combine_weights(zip(coefficients, loaders, strict=True))
 
@@ -89,7 +89,7 @@ def test_reconstruction_from_averages_of_one_power_less_is_not() -> None:
 @pytest.mark.parametrize("seen", [FINAL, FINAL // 2])
 def test_reconstruction_of_a_stored_average_is_that_average(training: Training, width: float, seen: int) -> None:
     wanted = Snapshot(images_seen=seen, sigma_rel=width)
-    coefficients, error = reconstruct(list(training.stored), wanted)
+    coefficients, error = reconstruct_average(list(training.stored), wanted)
     one_hot = [float(snapshot == wanted) for snapshot in training.stored]
     assert coefficients == pytest.approx(one_hot, abs=1e-10)
     assert error < 1e-6
@@ -114,9 +114,9 @@ def test_inner_product_is_the_integral(a: Snapshot, b: Snapshot) -> None:
 def test_coefficients_sum_to_one_and_beat_every_single_average(stored: list[Snapshot], width: float) -> None:
     """Repeated and almost equal ones among them."""
     wanted = Snapshot(images_seen=1_000_000, sigma_rel=width)
-    coefficients, error = reconstruct(stored, wanted)
+    coefficients, error = reconstruct_average(stored, wanted)
     assert math.fsum(coefficients) == pytest.approx(1, abs=1e-9)
-    assert error <= min(reconstruct([snapshot], wanted).error for snapshot in stored) + 1e-6
+    assert error <= min(reconstruct_average([snapshot], wanted).error for snapshot in stored) + 1e-6
 
 
 @given(stored=st.lists(snapshots, min_size=1, max_size=10, unique_by=lambda s: s.images_seen), width=widths)
@@ -129,14 +129,14 @@ def test_error_is_no_more_than_by_dividing_through_the_sum(stored: list[Snapshot
     x = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1])[0]
     difference = np.append(x / x.sum(), -1)
     theirs = math.sqrt(max(difference @ products @ difference / products[-1, -1], 0))
-    assert reconstruct(stored, profiles[-1]).error <= theirs * (1 + 1e-6) + 1e-6
+    assert reconstruct_average(stored, profiles[-1]).error <= theirs * (1 + 1e-6) + 1e-6
 
 
 def test_error_falls_with_the_number_of_stored_averages() -> None:
     def error(count: int) -> float:
         moments = [FINAL * (index + 1) // count for index in range(count)]
         stored = [Snapshot(images_seen=seen, sigma_rel=width) for seen in moments for width in STORED_WIDTHS]
-        return reconstruct(stored, Snapshot(images_seen=FINAL, sigma_rel=0.075)).error
+        return reconstruct_average(stored, Snapshot(images_seen=FINAL, sigma_rel=0.075)).error
 
     errors = [error(count) for count in (1, 4, 16, 64)]
     assert errors == sorted(errors, reverse=True)
@@ -146,7 +146,7 @@ def test_error_falls_with_the_number_of_stored_averages() -> None:
 def test_unit_of_time_does_not_matter() -> None:
     def coefficients(unit: int) -> tuple[float, ...]:
         stored = [Snapshot(images_seen=k * unit, sigma_rel=width) for k in range(1, 9) for width in STORED_WIDTHS]
-        return reconstruct(stored, Snapshot(images_seen=8 * unit, sigma_rel=0.07)).coefficients
+        return reconstruct_average(stored, Snapshot(images_seen=8 * unit, sigma_rel=0.07)).coefficients
 
     assert coefficients(1) == pytest.approx(coefficients(10**9), abs=1e-12)
 
@@ -154,9 +154,9 @@ def test_unit_of_time_does_not_matter() -> None:
 def test_averages_later_than_the_wanted_one_do_not_count() -> None:
     stored = [Snapshot(images_seen=k, sigma_rel=0.1) for k in (3000, 1000, 2000)]
     wanted = Snapshot(images_seen=2000, sigma_rel=0.08)
-    coefficients, error = reconstruct(stored, wanted)
+    coefficients, error = reconstruct_average(stored, wanted)
     assert coefficients[0] == 0
-    assert (coefficients[1:], error) == reconstruct(stored[1:], wanted)
+    assert (coefficients[1:], error) == reconstruct_average(stored[1:], wanted)
 
 
 def test_weights_are_loaded_one_by_one_and_only_where_they_count() -> None:
@@ -183,13 +183,13 @@ def test_nothing_stored_is_refused() -> None:
     with pytest.raises(
         ValueError, match="no averages were stored, expected at least one; store some of kind power_fun"
     ):
-        reconstruct([], Snapshot(images_seen=1000, sigma_rel=0.1))
+        reconstruct_average([], Snapshot(images_seen=1000, sigma_rel=0.1))
 
 
 def test_nothing_stored_early_enough_is_refused() -> None:
     stored = [Snapshot(images_seen=seen, sigma_rel=0.1) for seen in (3000, 2000)]
     with pytest.raises(ValueError, match="all 2 averages were stored after 1,000 images, the first at 2,000; ask for"):
-        reconstruct(stored, Snapshot(images_seen=1000, sigma_rel=0.1))
+        reconstruct_average(stored, Snapshot(images_seen=1000, sigma_rel=0.1))
 
 
 @pytest.mark.parametrize("bad", [{"images_seen": 0}, {"sigma_rel": 0.0}, {"sigma_rel": 0.289}], ids=str)

@@ -83,8 +83,8 @@ def same_states(one: Any, other: Any, path: GaussianPath, x: Tensor, noise: Nois
 
 
 class NoiseOnTheLastStep(Ancestral):
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource) -> Iterator[State]:
-        *states, (t, last) = super()._walk(denoiser, path, x, noise)
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
+        *states, (t, last) = super()._walk(denoiser, path, x, noise, start)
         yield from states
         yield State(t, last + math.sqrt(path.betas()[0]) * noise(self.steps - 1))
 
@@ -92,7 +92,7 @@ class NoiseOnTheLastStep(Ancestral):
 class BetasOfSingleSteps(Ancestral):
     """beta[t] from the table, also where a step spans many of them."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
         for now, after in self.pairs(path):
             beta = path.betas()[round(now.t)].item()
             x0 = denoiser(x, now.times(x)).x0
@@ -109,14 +109,14 @@ class ShiftedPath(VPLinear):
 
 
 class AlphaBarOffByOne(DDIM):
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002
-        return super()._walk(denoiser, ShiftedPath(), x, noise)
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+        return super()._walk(denoiser, ShiftedPath(), x, noise, start)
 
 
 class UnscaledEps(DDIM):
     """The image is taken for x - sigma eps, as if x had not been scaled by alpha."""
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
         for now, after in self.pairs(path):
             eps = denoiser(x, now.times(x)).eps
             x = after.alpha * (x - now.sigma * eps) + after.sigma * eps
@@ -126,7 +126,7 @@ class UnscaledEps(DDIM):
 class SigmaWithoutRoot(DDIM):
     """Eq. 16's variance where its square root belongs."""
 
-    def _walk(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
         for now, after in self.pairs(path):
             prediction = denoiser(x, now.times(x))
             std = self.eta * posterior_std(now, after) ** 2
@@ -138,9 +138,11 @@ class SigmaWithoutRoot(DDIM):
 class ClipAfterTheMean(Ancestral):
     """The predicted image is clipped when the mean has been taken of it, which is as good as not clipped."""
 
-    def trajectory(self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource) -> Iterator[State]:
+    def trajectory(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float | None = None
+    ) -> Iterator[State]:
         unclipped = Ancestral.model_validate(self.model_dump() | {"clip": "none"})
-        return unclipped.trajectory(denoiser, path, x, noise)
+        return unclipped.trajectory(denoiser, path, x, noise, start)
 
 
 LAWS: list[tuple[Callable[[Any], bool], Any, type[Any]]] = [

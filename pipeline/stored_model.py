@@ -1,0 +1,234 @@
+"""A trained model from where it is kept: a run's folder, or a version in the MLflow registry. No Ray."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from model import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    ModelSpec,
+    NoGuidance,
+    Record,
+    RePaint,
+    Sampler,
+    TrainedModel,
+)
+
+from .configfile import load
+from .errors import ConfigError
+from .files import read_json
+from .mlflow_store import check_answers, connect, reported, resolve_uri
+
+DESCRIPTION = "model.json"
+FORMAT = 3
+_OPEN = ("sampler", "guidance", "inpaint")
+"""What a request may have otherwise."""
+
+
+class Description(Record):
+    """`model.json`: a model without its weights, how images are drawn from it, and where the weights are."""
+
+    format: Literal[3]
+    """Version of this file's format."""
+    spec: ModelSpec
+    """The model without its weights."""
+    sampler: Sampler
+    """How noise becomes an image."""
+    guidance: Guidance = NoGuidance()
+    """How strongly the class of an image is followed."""
+    inpaint: RePaint = RePaint()
+    """How a hole is filled."""
+    weights: str | None = None
+    """Safetensors, relative to this file; null in the registry, which has it beside this file."""
+    classifier: str | None = None
+    """Those of the classifier that guides; null: none."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in memory, and how images are drawn from it."""
+
+    name: str
+    """As it was asked for; of a run, its folder's last part."""
+    model: TrainedModel
+    sampler: Sampler
+    guidance: Guidance
+    inpaint: RePaint
+    device: torch.device
+    sampler_asked: bool = False
+    """Whether the sampler is one that the request names, and not the model's own."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    description: Path
+    weights: Path | None = None
+    """None: where the description says."""
+    classifier: Path | None = None
+
+
+def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, device: str) -> StoredModel:
+    """The model that is called so, with `section.key=value` overrides of its sampler, guidance and inpaint.
+
+    name: a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION. ConfigError where it is not there, is of another
+    format, or does not fit together; TrackingError where MLflow does not answer.
+    """
+    where = _device(device)
+    _refuse_closed(overrides)
+    with _files_of(name, tracking_uri) as files:
+        _check_format(files.description)
+        described = load(files.description, overrides, Description)
+        _check_fits(described)
+        weights = _placed(files.description, files.weights, described.weights, "weights")
+        network = _filled(described.spec.build, weights, where)
+        classifier = None
+        if isinstance(described.guidance, ClassifierGuidance):
+            channels, image_size, _ = described.spec.latent_shape
+            guide = described.guidance.classifier
+            place = _placed(files.description, files.classifier, described.classifier, "classifier")
+            classifier = _filled(lambda: guide.build(image_size, channels), place, where)
+    model = TrainedModel(described.spec, network, classifier, described.spec.codec.build().to(where))
+    shown = name if name.startswith("models:") else Path(name).resolve().name
+    asked = any(override.startswith("sampler") for override in overrides)
+    return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
+
+
+def _device(device: str) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; use cpu, or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _refuse_closed(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if (key := re.split(r"[.=]", override)[0]) not in _OPEN:
+            raise ConfigError(
+                f"{override}: {key!r} is none of {', '.join(_OPEN)}; everything else is as the model was trained"
+            )
+
+
+@contextmanager
+def _files_of(name: str, tracking_uri: str | None) -> Iterator[_Files]:
+    if name.startswith("models:"):
+        with TemporaryDirectory() as folder:
+            yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), Path(folder))
+        return
+    folder_of_run = Path(name).expanduser()
+    if not (folder_of_run / DESCRIPTION).is_file():
+        what = "has no " + DESCRIPTION if folder_of_run.is_dir() else "no such folder"
+        raise ConfigError(
+            f"{name}: {what}; give the folder of a trained run, such as outputs/digits-..., models:/NAME@ALIAS or "
+            "models:/NAME/VERSION"
+        )
+    yield _Files(folder_of_run / DESCRIPTION)
+
+
+def _downloaded(name: str, uri: str, folder: Path) -> _Files:
+    """The version's files in `folder`, by the names that `model_package.write_model` gave them."""
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
+    if match is None:
+        raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.exists():
+        raise ConfigError(f"{name}: there is no MLflow store {file}; give its address by --tracking-uri")
+    check_answers(uri)
+    model, alias, version = match.groups()
+    with reported(f"download {name}", uri):
+        client = connect(uri)
+        if alias:
+            version = client.get_model_version_by_alias(model, alias).version
+        source = client.get_model_version(model, str(version)).source
+        _download(uri, source, folder)
+    return _files_in(folder, name)
+
+
+def _files_in(folder: Path, name: str) -> _Files:
+    """The places that MLflow's own `MLmodel` lists. ConfigError where these are not a model of ours."""
+    try:
+        listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
+        artifacts: Mapping[str, Path] = {key: folder / place["path"] for key, place in listed.items()}
+        return _Files(artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise ConfigError(
+            f"{name}: no model of this pipeline, which would list its description and weights; name another version"
+        ) from None
+
+
+def _download(uri: str, source: Any, folder: Path) -> None:
+    """MLflow 3.17 looks for the model of a version in the process's default store, as it does when one is made."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        with _use_tracking_uri(uri):
+            download_artifacts(artifact_uri=source, dst_path=str(folder))
+    finally:
+        if before is not None:  # _use_tracking_uri unsets it
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _check_format(description: Path) -> None:
+    try:
+        found = read_json(description).get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{description}: not a model's description ({error}); run the pipeline again") from None
+    if found != FORMAT:
+        raise ConfigError(
+            f"{description}: format {found}, this version reads {FORMAT}; run the pipeline again with this version, or "
+            "use the version of this program that made it (a registered one loads by mlflow.pyfunc with its own code)"
+        )
+
+
+def _check_fits(described: Description) -> None:
+    try:
+        described.sampler.check(described.spec.path)
+    except ValueError as error:
+        raise ConfigError(f"sampler: {error}") from None
+    if isinstance(described.guidance, ClassifierFreeGuidance) and not described.spec.classes:
+        raise ConfigError("guidance: classifier_free follows the class of an image, and this model is told of none")
+
+
+def _placed(description: Path, found: Path | None, relative: str | None, what: str) -> Path:
+    path = found or (relative and description.parent / relative)
+    if not path:
+        raise ConfigError(f"{description}: no {what}; this model was trained without")
+    if not path.is_file():
+        raise ConfigError(f"{path}: the {what} that {description} names are not there; restore them, or run again")
+    return path
+
+
+def _filled(build: Any, file: Path, device: torch.device) -> nn.Module:
+    """A network with the weights of the file. ConfigError where they are another network's."""
+    with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
+        network: nn.Module = build()
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: not a whole safetensors file ({error}); restore it, or train again") from None
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            shapes = [list(each[name]) if name in each else "none" for each in (found, expected)]
+            raise ConfigError(
+                f"{file}: {name} is {shapes[0]}, where the network that {DESCRIPTION} describes has {shapes[1]}; these "
+                "are the weights of another model"
+            )
+    network.load_state_dict(weights)
+    return network.to(device).eval().requires_grad_(False)
