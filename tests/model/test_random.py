@@ -74,6 +74,8 @@ def test_stream_numbers_stay() -> None:
         "BOUND_NOISE": 9,
         "DEQUANTISATION": 10,
         "PROBE": 11,
+        "KNOWN_NOISE": 12,
+        "RENOISING": 13,
     }
 
 

@@ -39,10 +39,10 @@ CONFIG: dict[str, Any] = {
     "cluster": {"resize_s": 2, "max_failures": 20},
 }
 TOLERANCE = 1e-5  # relative: another number of workers adds up in another order
-WAIT_S = 200
+WAIT_S = 400
 
 # Ray Train imports Ray Data, which warns of its own settings.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def prepared(output: Path, cluster: Cluster, **train: Any) -> Run:
@@ -131,7 +131,7 @@ def test_nodes_that_come_and_go_leave_the_same_training(nodes: Nodes, tmp_path: 
     the only one there is; its raylet is killed, and one worker goes on from there.
     """
     cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
-    long = {"images": 100_000, "log_images": 320, "checkpoint_images": 10**9}
+    long = {"images": 80_000, "log_images": 320, "checkpoint_images": 10**9}
     alone = prepared(tmp_path / "alone", cluster, **long)
     Train().finish(alone)
     run = prepared(tmp_path / "elastic", cluster, **long, num_workers=[1, 2])
@@ -148,5 +148,5 @@ def test_nodes_that_come_and_go_leave_the_same_training(nodes: Nodes, tmp_path: 
         (checkpoint,) = (folder / CHECKPOINTS).glob("images-*")
         nodes.remove_node(node, allow_graceful=False)
         trained.result(timeout=WAIT_S)
-    assert 0 < verified_manifest(checkpoint)["images_seen"] < 100_000
+    assert 0 < verified_manifest(checkpoint)["images_seen"] < 80_000
     assert_same_curve(losses(run), losses(alone))
