@@ -24,7 +24,7 @@ from .editing import (
     slerp,
     strength_time,
 )
-from .ema import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from .ema import EMA, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -89,7 +89,6 @@ __all__ = [
     "DiT",
     "DiscretePath",
     "EDMPath",
-    "EMAConfig",
     "EMAProfile",
     "EMAs",
     "Eps",

@@ -43,6 +43,8 @@ class ReverseChain(GridSampler):
             return large
         if prediction.variance_share is None:
             raise ValueError("variance learned, but the model has none; use fixed_small or fixed_large")
+        if small == 0:  # two points of the grid at one time
+            return 0.0
         return small * (prediction.variance_share * math.log(large / small)).exp()
 
 

@@ -36,9 +36,9 @@ class ExponentialEMA(Record):
 
 
 class PowerFunctionEMA(Record):
-    """Weights count by a power of their time; averages of other lengths can be made of it later. Karras et al. 2024.
+    """Weights count by a power of their time. Karras et al. 2024, eq. 121; see `model.reconstruct_average`.
 
-    p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t] (eq. 121). Initial weights do not count, and
+    p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t]. Initial weights do not count, and
     the length grows with the training.
     """
 
@@ -68,7 +68,6 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 EMAProfile = Annotated[ExponentialEMA | PowerFunctionEMA, Field(discriminator="kind")]
-EMAConfig = ExponentialEMA  # as a configuration without a choice of profiles names it
 
 
 class EMA:

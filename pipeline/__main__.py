@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
-        print_error("interrupted; the same command goes on from here")
+        print_error(
+            "interrupted" if options.command == "generate" else "interrupted; the same command goes on from here"
+        )
         return 130
     return 0
 

@@ -7,6 +7,7 @@ so that training neither waits for the storage nor leaves half a checkpoint behi
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -75,8 +76,8 @@ class TrainState:
                 f"{key}: {found.get(key, 'absent')} there, {expected.get(key, 'absent')} here" for key in differing
             )
             raise TrainingError(
-                f"{folder}: this checkpoint belongs to another configuration ({differences}); remove the folder to "
-                f"train anew, or start from its weights by train.warm_start"
+                f"{folder}: this checkpoint belongs to another configuration ({differences}); move "
+                f"{folder.parent} away to train anew"
             )
         self.network.load_state_dict(load_file(folder / NETWORK))
         for number, ema in enumerate(self.ema.averages):
@@ -117,7 +118,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """Of its checkpoint."""
+        """Folder name of its checkpoint."""
         return f"images-{self.manifest['images_seen']:012d}"
 
     def write(self, folder: Path) -> Path:
@@ -128,7 +129,9 @@ class Snapshot:
         for name, content in self.tensors.items():
             # save_file would keep the files from every other user of a shared disk
             (draft / name).write_bytes(save(content))
-        torch.save(self.optimizer, draft / OPTIMIZER)
+        buffer = io.BytesIO()
+        torch.save(self.optimizer, buffer)  # to a file it would hide what the storage says behind an error of its own
+        (draft / OPTIMIZER).write_bytes(buffer.getbuffer())
         names = [*self.tensors, OPTIMIZER]
         for name in names:
             _to_disk(draft / name)
@@ -151,7 +154,7 @@ class CheckpointWriter:
     """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
 
     A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
-    checkpoint; so many refusals in a row do.
+    checkpoint; `refusals` of them in a row do.
     """
 
     def __init__(self, folder: Path, keep: int, tell: Callable[[str], None], refusals: int = 3) -> None:
@@ -190,16 +193,19 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            snapshot.write(self.folder)
+            written = snapshot.write(self.folder)
         except OSError:
             clear_unfinished(self.folder)  # its room is needed by whatever is tried next
             raise
-        retain(self.folder, self.keep)
+        retain(self.folder, self.keep, written.name)
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep` and the one whose training loss was the lowest."""
-    paths = _by_age(folder)
+def retain(folder: Path, keep: int, newest: str) -> None:
+    """Removes all checkpoints but the newest `keep` and the one whose training loss was the lowest.
+
+    newest: the one that has just been written; later ones are damaged, or it would not have been, and do not count.
+    """
+    paths = [path for path in _by_age(folder) if path.name <= newest]
     losses = {path: _loss(path) for path in paths}
     kept = {*paths[:keep], min(paths, key=lambda path: losses[path])} if paths else set()
     for path in paths:

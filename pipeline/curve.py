@@ -98,7 +98,7 @@ def _write(
             on_line(line)
         for point in arrived:
             on_point(point)
-            if point["images"] > written:
+            if point["images"] > written or "not_finite" in point:
                 written = point["images"]
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(point) + "\n")

@@ -71,7 +71,7 @@ def started(runs: Sequence[Run], pending: Sequence[Stage], report: StageReport) 
     with connected(first.config.cluster) as cluster:
         for run in runs:
             run.cluster = cluster
-        _check_resources(first)
+        _check_resources(first, pending)
         report.figure = str(cluster)
         yield
 
@@ -86,8 +86,8 @@ def recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
     return []
 
 
-def _check_resources(run: Run) -> None:
-    if "train" not in run.results:
+def _check_resources(run: Run, pending: Sequence[Stage]) -> None:
+    if any(isinstance(stage, Train | Guide) for stage in pending):
         run.joined.require(min(run.config.train.worker_range), "train.num_workers")
     run.joined.require(run.processes, "cluster.num_samplers")
 

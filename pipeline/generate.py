@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request at a model."""
+    """A request, and the loaded model that answers it."""
 
     request: Request
     stored: StoredModel

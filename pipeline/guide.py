@@ -43,7 +43,7 @@ class Guide(Stage):
 
 
 def recipe_of(config: Config) -> Recipe:
-    """The classifier's training; cadences, workers and precision are those of the model's."""
+    """The classifier's training; resources and precision are those of the model's."""
     classifier = _classifier(config)
     train = TrainConfig(
         images=classifier.images,
@@ -54,8 +54,11 @@ def recipe_of(config: Config) -> Recipe:
         num_workers=config.train.num_workers,
         hflip=config.train.hflip,
         precision=config.train.precision,
+        compile=config.train.compile,
         checkpoint_images=config.train.checkpoint_images,
+        keep_checkpoints=config.train.keep_checkpoints,
         log_images=config.train.log_images,
+        max_skipped_steps=config.train.max_skipped_steps,
     )
     return Recipe(Classifying(config.spec, classifier), train, ClassLabels(classes=classifier.classes, dropout=0))
 

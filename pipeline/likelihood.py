@@ -1,7 +1,7 @@
 """Part of the fourth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
 
 A batch is one file, whole or absent. What was measured is kept under a key of all that decided it, so that runs which
-differ in how they draw images find it again.
+differ only in sampler, guidance or number of samples find it again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,11 +45,11 @@ class LikelihoodWork:
 
     @property
     def batches(self) -> range:
-        """Their numbers."""
+        """Batch numbers, from 0."""
         return range(-(-self.likelihood.images // self.batch_images))
 
     def numbers(self, batch: int) -> NDArray[np.int64]:
-        """Of the batch's images within the split."""
+        """Positions in the split of this batch's images. int64 [n]."""
         return np.arange(batch * self.batch_images, min((batch + 1) * self.batch_images, self.likelihood.images))
 
     def path(self, batch: int) -> Path:

@@ -24,7 +24,9 @@ def plan(config: Config) -> dict[str, str]:
     run = Run(config, Terminal())
     train, sample = config.train, config.sample
     fewest, most = train.worker_range
-    workers = str(most) if fewest == most else f"{fewest} to {most}"
+    workers, largest = str(most), f"{-(-train.batch_size // fewest):,}"
+    if fewest != most:
+        workers, largest = f"{fewest} to {most}", f"{train.batch_size // most:,} to {largest}"
     shape = f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}"
     return {
         "run": config.name,
@@ -33,8 +35,8 @@ def plan(config: Config) -> dict[str, str]:
         "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}, "
         f"variance {config.variance.kind}; codec {config.codec.kind}",
         "conditioning": f"{config.conditioning.kind}; guidance {config.sample.guidance.kind}",
-        "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}: {workers} x "
-        f"{train.batch_size // most:,}; weighting {train.weighting.kind}, times {train.times.kind}; "
+        "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}, on {workers} "
+        f"workers {largest} each; weighting {train.weighting.kind}, times {train.times.kind}; "
         f"precision {train.precision}",
         "sample": f"{sample.images:,} images by {sample.sampler.kind}, {_evaluations(config)}, in chunks of "
         f"{sample.chunk_images}",

@@ -64,8 +64,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="right after MODEL: another sampler, guidance or inpaint than the model's, as in a run file, e.g. "
-        "sampler.kind=ddim sampler.steps=20 guidance.scale=3 inpaint.resamplings=5",
+        help="right after MODEL: another sampler or guidance than the model's ('keys' explains sample.sampler and "
+        "sample.guidance), or inpaint.steps, .jump_length, .resamplings of RePaint; e.g. sampler.kind=ddim "
+        "sampler.steps=20 guidance.scale=3",
     )
     draw = command.add_argument_group("what to draw (by default a grid of seeds 0-24)")
     draw.add_argument("--seeds", metavar="0-24|3,7,9", help="one image for each; the same seed, the same image")
@@ -78,15 +79,26 @@ def add_options(command: argparse.ArgumentParser) -> None:
     kinds.add_argument("--reconstruct", nargs="+", type=Path, metavar="IMAGE", help="to noise and back: what is kept")
     kinds.add_argument("--inpaint", type=Path, metavar="IMAGE", help="fill the hole that --mask says")
     kinds.add_argument("--image", type=Path, metavar="IMAGE", help="noise it by --strength, and denoise it again")
-    draw.add_argument("--frames", type=int, metavar="N", help="of --interpolate, both ends included (9)")
+    draw.add_argument("--frames", type=int, metavar="N", help="of --interpolate, both ends included; default 9")
     draw.add_argument("--mask", type=Path, metavar="PNG", help="of --inpaint: white is the hole, black is kept")
-    draw.add_argument("--strength", type=float, metavar="S", help="of --image: near 0 it stays, at 1 little does (0.5)")
-    command.add_argument("--into", type=Path, metavar="FILE.png", help="the picture (named after what is drawn)")
+    draw.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="of --image: share of the path, in (0, 1]; larger changes more; default 0.5",
+    )
+    command.add_argument(
+        "--into", type=Path, metavar="FILE.png", help="where the picture goes; default: here, named after what is drawn"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the picture where there is one")
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
     )
-    command.add_argument("--tracking-uri", metavar="URI", help="of the MLflow store of models:/ (that of outputs/)")
+    command.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store of models:/...; default: MLFLOW_TRACKING_URI, else outputs/mlflow.db",
+    )
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 

@@ -46,7 +46,7 @@ class ServedModel(PythonModel):
                 classifier = self._guidance.classifier.build(image_size, channels)
                 classifier = _with_weights(classifier, context.artifacts["classifier"], self._device)
         network = _with_weights(network, context.artifacts["weights"], self._device)
-        self._model = package.TrainedModel(self._spec, network, classifier)
+        self._model = package.TrainedModel(self._spec, network, classifier, self._spec.codec.build())
 
     def predict(
         self,

@@ -19,6 +19,7 @@ from model import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
     Guidance,
+    LearnedRange,
     ModelSpec,
     NoGuidance,
     Record,
@@ -35,7 +36,7 @@ from .mlflow_store import check_answers, connect, reported, resolve_uri
 DESCRIPTION = "model.json"
 FORMAT = 3
 _OPEN = ("sampler", "guidance", "inpaint")
-"""What a request may have otherwise."""
+"""Sections that a request may override."""
 
 
 class Description(Record):
@@ -49,6 +50,8 @@ class Description(Record):
     """How noise becomes an image."""
     guidance: Guidance = NoGuidance()
     """How strongly the class of an image is followed."""
+    labels_withheld: bool = False
+    """Whether the network has learned to do without a class, as classifier_free guidance asks of it."""
     inpaint: RePaint = RePaint()
     """How a hole is filled."""
     weights: str | None = None
@@ -202,6 +205,14 @@ def _check_fits(described: Description) -> None:
         raise ConfigError(f"sampler: {error}") from None
     if isinstance(described.guidance, ClassifierFreeGuidance) and not described.spec.classes:
         raise ConfigError("guidance: classifier_free follows the class of an image, and this model is told of none")
+    if isinstance(described.guidance, ClassifierFreeGuidance) and not described.labels_withheld:
+        raise ConfigError(
+            "guidance: classifier_free compares with images whose class is withheld, and this model was trained with "
+            "conditioning.dropout 0; use none, or train it again"
+        )
+    for section, part in (("sampler", described.sampler), ("inpaint", described.inpaint)):
+        if getattr(part, "variance", None) == "learned" and not isinstance(described.spec.variance, LearnedRange):
+            raise ConfigError(f"{section}.variance: learned, but this model has none; use fixed_small or fixed_large")
 
 
 def _placed(description: Path, found: Path | None, relative: str | None, what: str) -> Path:

@@ -1,5 +1,6 @@
 """Second stage: Ray Train workers learn to denoise the shards' images."""
 
+import math
 import os
 import shutil
 import signal
@@ -160,7 +161,7 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
     weights = load_file(folder / WEIGHTS)
     return {
         "images": images,
-        "loss": points[-1]["loss"],
+        "loss": next((point["loss"] for point in reversed(points) if "loss" in point), math.nan),
         "images_per_s": steady_images_per_s(points),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "weights_digest": weights_digest(weights),

@@ -169,6 +169,7 @@ class Worker:
         taken = meter.take(self.state.images_seen)
         figures = self.step.take_figures(taken["seconds"])
         skipped, _, most_in_a_row = self.state.skipped.tolist()
+        self.state.skipped[2] = self.state.skipped[1]  # a row that ended before this point has been judged
         goes_on = most_in_a_row < self.config.max_skipped_steps
         if self.rank == 0:
             point = {

@@ -1,7 +1,7 @@
-"""One optimizer step, whatever is being learned: its draws, its loss, its update. No cluster, no files.
+"""One optimizer step, whatever is being learned: its draws, its loss, its update. No Ray, no files.
 
-Everything random is keyed by the position of an image in the stream, so a batch is the same whoever builds it. Nothing
-here waits for the device.
+Everything random is keyed by the position of an image in the stream, so a batch is the same whoever builds it. Calling
+a step never waits for the device; `take_figures` does.
 """
 
 import hashlib
@@ -114,8 +114,9 @@ class TrainStep:
         self._update()
         self._record(losses.detach(), loss.detach(), shares)
         if state.history is not None and times.interval is not None:
-            seen = torch.where(losses.isfinite(), losses.detach(), 0.0)
-            state.history.add(self._of_all_workers(times.interval), self._of_all_workers(seen))
+            interval, seen = self._of_all_workers(times.interval), self._of_all_workers(losses.detach())
+            usual = state.history.losses.mean(1)[interval]  # what is not finite tells nothing of its interval
+            state.history.add(interval, torch.where(seen.isfinite(), seen, usual))
         return loss.detach()
 
     def _update(self) -> None:

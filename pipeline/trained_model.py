@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from model import ClassifierGuidance, Guidance, ModelSpec, TrainedModel
+from model import ClassifierGuidance, ClassLabels, Guidance, ModelSpec, TrainedModel
 
 from .checkpoint import SPEC, WEIGHTS
 from .config import Config
@@ -20,7 +20,9 @@ from .stored_model import DESCRIPTION, FORMAT
 def described(config: Config) -> dict[str, Any]:
     """All of a model but its weights, and how images are drawn from it, as JSON."""
     parts = {"spec": config.spec, "sampler": config.sample.sampler, "guidance": config.sample.guidance}
-    return {"format": FORMAT, **{name: part.model_dump(mode="json") for name, part in parts.items()}}
+    withheld = isinstance(config.conditioning, ClassLabels) and config.conditioning.dropout > 0
+    described_parts = {name: part.model_dump(mode="json") for name, part in parts.items()}
+    return {"format": FORMAT, **described_parts, "labels_withheld": withheld}
 
 
 @dataclass(frozen=True)

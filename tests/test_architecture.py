@@ -93,6 +93,14 @@ def test_distribution_is_named_and_provides_the_three_names() -> None:
     assert sorted(provided) == sorted(IMPORT_NAMES)
 
 
+@pytest.mark.parametrize("package", IMPORT_NAMES)
+def test_the_readme_tree_names_every_file(package: str) -> None:
+    tree_text = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
+    part = tree_text.partition(f"\n{package}/")[2]
+    missing = [path.name for path in sources(package) if path.name != "__init__.py" and path.name not in part]
+    assert not missing, f"README.md, The tree: {package}/ has {missing}"
+
+
 def test_top_level_holds_the_known_entries_only() -> None:
     entries = {path.parts[0] for path in tree()}
     strangers = {entry for entry in entries - FOLDERS - FILES if not entry.startswith(".")}

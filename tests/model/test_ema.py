@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import EMA, EMAConfig, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from model import EMA, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from model.ema import WIDEST_SIGMA_REL, check_alike, gamma_of
 
 from .unions import name_of, with_defaults
@@ -83,18 +83,18 @@ def test_state_without_a_weight_is_refused_by_its_name() -> None:
 
 
 def test_default_half_life_is_the_papers_decay() -> None:
-    assert EMAConfig(ramp=None).decay(images_seen=0, batch_images=128) == pytest.approx(0.9999, abs=1e-10)
+    assert ExponentialEMA(ramp=None).decay(images_seen=0, batch_images=128) == pytest.approx(0.9999, abs=1e-10)
 
 
 @given(half_life=st.floats(1, 1e7), batches=st.integers(1, 1000))
 def test_after_the_half_life_the_old_weights_share_is_one_half(half_life: float, batches: int) -> None:
     """However many batches it takes."""
-    decay = EMAConfig(half_life_images=half_life, ramp=None).decay(0, batch_images=half_life / batches)  # type: ignore[arg-type]
+    decay = ExponentialEMA(half_life_images=half_life, ramp=None).decay(0, batch_images=half_life / batches)  # type: ignore[arg-type]
     assert decay**batches == pytest.approx(0.5)
 
 
 def test_ramp_limits_the_half_life_to_a_share_of_the_images_seen() -> None:
-    config = EMAConfig(half_life_images=1000, ramp=0.1)
+    config = ExponentialEMA(half_life_images=1000, ramp=0.1)
     assert config.decay(images_seen=0, batch_images=50) == 0.0
     assert config.decay(images_seen=500, batch_images=50) == pytest.approx(0.5)  # half-life 50
     assert config.decay(images_seen=5_000, batch_images=250) == pytest.approx(math.sqrt(0.5))  # half-life 500
@@ -218,4 +218,4 @@ def test_relative_width_that_no_profile_has_is_refused(sigma_rel: float) -> None
 @pytest.mark.parametrize("bad", [{"half_life_images": 0}, {"ramp": 0}, {"ramp": -1}, {"rate": 0.9999}], ids=str)
 def test_number_out_of_its_range_is_refused_by_name(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        EMAConfig.model_validate(bad)
+        ExponentialEMA.model_validate(bad)

@@ -66,6 +66,13 @@ def test_the_middle_of_the_range_is_their_geometric_mean() -> None:
     torch.testing.assert_close(middle, small + share * (large - small), rtol=1e-12, atol=1e-12)
 
 
+def test_a_grid_that_visits_a_time_twice_adds_no_noise_there() -> None:
+    sampler = Ancestral(steps=500, grid="quadratic_paper", variance="learned", clip="none")
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    *_, last = sampler.trajectory(WithShare(0.5), PATH, x, lambda _: x)
+    assert last.x.isfinite().all()
+
+
 def test_a_model_without_a_learned_variance_is_refused_by_name() -> None:
     def plain(x_t: Tensor, t: Tensor) -> Prediction:  # noqa: ARG001  # as all denoisers
         return Prediction(x_t, x_t)

@@ -112,7 +112,7 @@ def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     changed = {"train": {"learning_rate": 0.2}, "data": "d", "path": "p"}
-    says = r"another configuration \(path: absent there, p here; train.learning_rate: 0.1 there, 0.2 here\); remove"
+    says = r"another configuration \(path: absent there, p here; train.learning_rate: 0.1 there, 0.2 here\); move"
     with pytest.raises(TrainingError, match=says):
         new_state().load(path, changed)
 
@@ -157,8 +157,47 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for images, loss in ((100, 0.5), (200, 0.1), (300, 0.3), (400, 0.4), (500, 0.2)):
         saved(tmp_path, images, loss=loss)
     (tmp_path / "images-000000000050").mkdir()  # of an unfinished kind: no manifest
-    retain(tmp_path, keep=2)
+    retain(tmp_path, 2, "images-000000000500")
     assert [path.name[-3:] for path in sorted(tmp_path.iterdir())] == ["200", "400", "500"]
+
+
+def test_damaged_checkpoints_that_are_newer_push_no_whole_one_out(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / CHECKPOINTS, keep=1, tell=print)
+    for images in (200, 300):
+        (saved(tmp_path / CHECKPOINTS, images, loss=0.01) / NETWORK).write_bytes(b"")
+    state = new_state()
+    for images in (140, 150):
+        state.images_seen, state.curve = images, [{"images": images, "loss": 0.5}]
+        writer.save(state.snapshot(IDENTITY))
+    writer.close()
+    assert newest_checkpoint(tmp_path) == tmp_path / CHECKPOINTS / "images-000000000150"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_full_is_told_of_and_the_next_checkpoint_tried(tmp_path: Path) -> None:
+    """A tmpfs of 24 KiB: the network fits, the optimizer does not."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    told: list[str] = []
+    try:
+        writer = CheckpointWriter(tmp_path, keep=1, tell=told.append)
+        network = nn.Linear(40, 40)
+        state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
+        network(torch.ones(1, 40)).sum().backward()
+        state.optimizer.step()
+        writer.save(state.snapshot(IDENTITY))
+        writer.wait()
+        assert "No space left on device" in told[0]
+        assert "training goes on and tries again" in told[0]
+        assert not list(tmp_path.iterdir())
+        small = new_state()
+        small.images_seen = 7
+        writer.save(small.snapshot(IDENTITY))
+        writer.close()
+        assert verified_manifest(tmp_path / "images-000000000007")["images_seen"] == 7
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 WRITE_FOREVER = """

@@ -18,6 +18,8 @@ UNIONS = {
     "target": model.Target,
     "conditioning": model.Conditioning,
     "sample.guidance": model.Guidance,
+    "variance": model.Variance,
+    "train.ema": model.EMAProfile,
     "train.weighting": model.Weighting,
     "train.times": model.TimeSampling,
     "sample.sampler": model.Sampler,
@@ -40,6 +42,8 @@ def test_every_kind_is_chosen_by_its_name_and_survives_the_file(key: str, kind: 
     if (key, kind) == ("conditioning", "class_label"):
         needed = ["conditioning.classes=10"]
     steps = ["sample.sampler.steps=20"] if (key, kind) == ("sample.sampler", "ancestral") else []
+    if (key, kind) == ("sample.guidance", "classifier"):
+        needed = ["sample.guidance.classifier.classes=10"]
     config = load(DIGITS, [*needed, f"{key}.kind={kind}", *steps], Config)
     assert section(config, key).kind == kind
     (tmp_path / "again.yaml").write_text(dump(config))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def described(spec: ModelSpec, guidance: Any = NO_GUIDANCE) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
         "guidance": guidance.model_dump(mode="json"),
+        "labels_withheld": spec.classes > 0,
         "weights": "../stages/train-1234/model.safetensors",
     }
 
@@ -457,8 +459,22 @@ def test_parts_that_do_not_fit_the_model_are_refused(
     assert message == "guidance: classifier_free follows the class of an image, and this model is told of none"
     message = refused(capsys, run_folder, "inpaint.steps=2000", "--inpaint", digit, "--mask", hole())
     assert message.startswith("inpaint: a path of T = 1000 steps has no grid of 2000")
-    message = refused(capsys, run_folder, "inpaint.variance=learned", "--inpaint", digit, "--mask", hole())
-    assert message == "--inpaint: variance learned, but the model has none; use fixed_small or fixed_large"
+    for section in ("inpaint", "sampler"):
+        kind = ["sampler.kind=ancestral"] if section == "sampler" else []
+        message = refused(capsys, run_folder, *kind, f"{section}.variance=learned")
+        assert message == f"{section}.variance: learned, but this model has none; use fixed_small or fixed_large"
+
+
+def test_guidance_away_from_what_was_never_trained_is_refused(
+    capsys: pytest.CaptureFixture[str], of_classes: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(of_classes, run)
+    description = json.loads((run / "model.json").read_text())
+    weights = (Path(of_classes) / description["weights"]).resolve()
+    write(run, description | {"labels_withheld": False, "weights": str(weights)})
+    message = refused(capsys, str(run), "guidance.kind=classifier_free")
+    assert "this model was trained with conditioning.dropout 0; use none, or train it again" in message
 
 
 def test_a_gpu_that_is_not_there_is_refused(

@@ -56,6 +56,16 @@ def test_the_average_of_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / WEIGHTS).exists()
 
 
+def test_a_training_whose_last_point_has_no_finite_loss_is_finished_all_the_same(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 128)
+    write_curve(
+        tmp_path,
+        {"images": 64, "loss": 0.5, "images_per_s": 10.0, "seconds": 2.0},
+        {"images": 128, "images_per_s": 10.0, "seconds": 2.0, "skipped_steps": 1},
+    )
+    assert _keep_weights(tmp_path, 128)["loss"] == 0.5
+
+
 def save_checkpoint(folder: Path, images: int) -> None:
     network = nn.Linear(3, 2)
     averages = EMAs(network, ExponentialEMA())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosine
+from model.times import LossSecondMomentTimes
 from pipeline.checkpoint import weights_digest
 from pipeline.config import Config, TrainConfig
 from pipeline.configfile import load
@@ -73,6 +74,20 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer_and_is_
     assert 0 < figures.losses["loss"] < 10
     assert 0 < figures.losses["gradient_norm"] < 100
     assert step.state.images_seen == 24
+
+
+def test_losses_that_are_not_finite_leave_the_history_of_their_intervals_as_usual() -> None:
+    train = TrainConfig(images=1000, batch_size=4, times=LossSecondMomentTimes(intervals=2, history=4))
+    step = TrainStep(Recipe(Sometimes(SPEC, Simple()), train, Unconditional()), torch.device("cpu"))
+    for position in range(0, 80, 4):
+        step(batch(position))
+    history = step.state.history
+    assert history is not None
+    before = history.losses.mean(1).tolist()
+    for position in range(80, 120, 4):
+        step(batch(position, level=255))
+    assert history.losses.mean(1).tolist() == pytest.approx(before, rel=0.7)
+    assert history.losses.min() > 0
 
 
 def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
