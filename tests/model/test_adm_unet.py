@@ -171,6 +171,6 @@ def test_every_accepted_configuration_can_be_built(
 
 
 def test_sixteen_images_are_learned_by_heart() -> None:
-    loss, distances = overfit(SMALL["adm_unet"], steps=200, learning_rate=6e-3)
+    loss, distances = overfit(SMALL["adm_unet"], steps=400, learning_rate=6e-3)
     assert loss < 0.1
-    assert distances.median() < CLOSEST
+    assert distances.max() < CLOSEST

@@ -210,8 +210,9 @@ def test_hyper_parameter_out_of_its_range_is_refused_by_name(bad: dict[str, Any]
         CrossAttention.model_validate(bad)
 
 
+@pytest.mark.slow
 @each_network
 def test_sixteen_images_are_learned_by_heart(name: str) -> None:
-    loss, distances = overfit(SMALL[name], steps=200, learning_rate=6e-3)
+    loss, distances = overfit(SMALL[name], steps=400, learning_rate=6e-3)
     assert loss < 0.1
-    assert distances.median() < CLOSEST
+    assert distances.max() < CLOSEST

@@ -172,6 +172,6 @@ def test_groups_are_32_or_fewer_of_four_channels_or_more() -> None:
 
 
 def test_sixteen_images_are_learned_by_heart() -> None:
-    loss, distances = overfit(SMALL["ddpm_unet"], steps=200, learning_rate=6e-3)
+    loss, distances = overfit(SMALL["ddpm_unet"], steps=400, learning_rate=6e-3)
     assert loss < 0.1
-    assert distances.median() < CLOSEST
+    assert distances.max() < CLOSEST

@@ -183,6 +183,6 @@ def test_same_weights_give_diffusers_output() -> None:
 
 
 def test_sixteen_images_are_learned_by_heart() -> None:
-    loss, distances = overfit(SMALL["dit"], steps=300, learning_rate=6e-3)
+    loss, distances = overfit(SMALL["dit"], steps=600, learning_rate=6e-3)
     assert loss < 0.1
-    assert distances.median() < CLOSEST
+    assert distances.max() < CLOSEST

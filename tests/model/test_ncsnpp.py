@@ -380,7 +380,7 @@ def test_every_accepted_configuration_can_be_built(
 
 @pytest.mark.parametrize(
     ("architecture", "path", "target", "grid", "iterations"),
-    [("ddpmpp", VPLinear(), Eps(), "quadratic", 300), ("ncsnpp", EDMPath(), EDM(), "karras", 150)],
+    [("ddpmpp", VPLinear(), Eps(), "quadratic", 800), ("ncsnpp", EDMPath(), EDM(), "karras", 400)],
     ids=ARCHITECTURES,
 )
 def test_network_learns_sixteen_digits_by_their_number(
@@ -410,5 +410,5 @@ def test_network_learns_sixteen_digits_by_their_number(
         *_, (_, samples) = sampler.trajectory(denoiser, path, noise, lambda _: torch.zeros_like(noise))
     distances = torch.cdist(samples.flatten(1), digits.flatten(1)) / 8  # root mean square of the pixels
     assert torch.pdist(digits.flatten(1)).min() / 8 > 0.37
-    assert distances.diagonal().median() < 0.37
-    assert (distances.argmin(1) == numbers).sum() >= 13
+    assert distances.diagonal().max() < 0.37
+    assert torch.equal(distances.argmin(1), numbers)

@@ -77,6 +77,6 @@ def test_every_accepted_configuration_can_be_built(
 
 @pytest.mark.parametrize("downsampling", ["max_pool", "strided"])
 def test_sixteen_images_are_learned_by_heart(downsampling: Literal["max_pool", "strided"]) -> None:
-    loss, distances = overfit(SimpleUNet(base_channels=16, downsampling=downsampling), steps=250, learning_rate=8e-3)
+    loss, distances = overfit(SimpleUNet(base_channels=16, downsampling=downsampling), steps=1000, learning_rate=8e-3)
     assert loss < 0.1
-    assert distances.median() < CLOSEST
+    assert distances.max() < CLOSEST
