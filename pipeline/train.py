@@ -47,6 +47,7 @@ class Train(Stage):
             "train": identity(run.config.train),
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
+            "order": identity(run.config.data.order),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
@@ -66,6 +67,8 @@ class Train(Stage):
                     train=config.train,
                     conditioning=config.conditioning,
                     cache=config.data.cache,
+                    order=config.data.order,
+                    shard_cache=config.data.shard_cache,
                     threads=run.threads,
                     index_folder=str(run.results["prepare"].folder),
                     identity=digest(self.identity(run)),

@@ -43,8 +43,9 @@ from model import (
 from .checkpoint import TrainState
 from .config import TrainConfig
 from .errors import TrainingError
-from .order import SampleOrder
+from .order import OrderConfig
 from .reader import Cache, ShardReader
+from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class TrainJob:
     train: TrainConfig
     conditioning: Conditioning
     cache: Cache
+    order: OrderConfig
+    shard_cache: ShardCacheConfig
     threads: int
     index_folder: str
     identity: str
@@ -105,8 +108,8 @@ class Worker:
         self.job, self.config, self.device = job, job.train, device
         self.rank, self.world_size = rank, world_size
         self.local_batch_size = job.train.batch_size // world_size
-        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache)
-        self.order = SampleOrder(len(self.reader), job.train.seed)
+        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache, job.shard_cache)
+        self.order = job.order.open(self.reader.shard_sizes, job.train.seed)
 
         torch.manual_seed(job.train.seed)  # initial weights are alike on every rank
         network = job.spec.build().to(device)
@@ -169,6 +172,7 @@ class Worker:
                 yield batch
 
     def _read(self, position: int) -> Batch:
+        self.reader.prefetch(self.order.shards_ahead(position))
         samples: NDArray[np.int64] = self.order.samples(position, position + self.local_batch_size)
         images, labels = torch.from_numpy(self.reader.read(samples)), torch.from_numpy(self.reader.labels[samples])
         if self.device.type == "cuda":

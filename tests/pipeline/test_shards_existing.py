@@ -1,14 +1,10 @@
 """Tars that someone else wrote: indexed where they are, or refused with the shard and the member named."""
 
-import functools
 import gc
-import http.server
 import io
 import tarfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +16,15 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.image_files import encode_png
+from pipeline.index_builder import heldout_mask
 from pipeline.reader import ShardReader
+from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
 from pipeline.sources import Arrays, DataConfig, Shards
 from pipeline.tar_members import read_samples
+
+from .conftest import Served
 
 Member = tuple[str | tarfile.TarInfo, bytes]
 
@@ -60,7 +60,13 @@ PNG = encode_png(random_images(1)[0])
 
 def index(tars: Sequence[Path | str], folder: Path, heldout_fraction: float = 0.2) -> ShardIndex:
     source = Shards(urls=tuple(map(str, tars)))
-    data = DataConfig(source=source, image_size=8, channels=3, heldout_fraction=heldout_fraction)
+    data = DataConfig(
+        source=source,
+        image_size=8,
+        channels=3,
+        heldout_fraction=heldout_fraction,
+        shard_cache=ShardCacheConfig(folder=folder.parent / "shard-cache"),
+    )
     return pack(data, folder, quiet)
 
 
@@ -70,12 +76,13 @@ def test_local_tars_are_indexed_where_they_are(tmp_path: Path) -> None:
     index([tmp_path / "{0..1}.tar"], tmp_path / "packed")
     made = ShardIndex.load(tmp_path / "packed")
     assert [entry.location for entry in made.shards] == [str(tar) for tar in tars]
-    assert len(made.ids("heldout")) == 2
+    assert made.count("heldout") == 2
     assert made.class_names == ("0", "1", "2")
     train, heldout = ShardReader(made, "train", "none"), ShardReader(made, "heldout", "none")
-    np.testing.assert_array_equal(train.read(np.arange(8)), images[made.ids("train")])
-    np.testing.assert_array_equal(heldout.read(np.arange(2)), images[made.ids("heldout")])
-    np.testing.assert_array_equal(train.labels, (made.ids("train") % 5) % 3)
+    mask = heldout_mask(10, 0.2, seed=0)
+    np.testing.assert_array_equal(train.read(np.arange(8)), images[~mask])
+    np.testing.assert_array_equal(heldout.read(np.arange(2)), images[mask])
+    np.testing.assert_array_equal(train.labels, (np.flatnonzero(~mask) % 5) % 3)
 
 
 def test_the_same_images_have_the_same_digest_packed_or_found(tmp_path: Path) -> None:
@@ -227,16 +234,16 @@ def test_a_damaged_header_is_refused_where_it_lies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a png", "sample 0: not a readable image"),
-        (b"", "sample 0: not a readable image"),
-        (PNG[:-40], "sample 0: not a readable image"),
+        (b"not a png", "member 0.png: not a readable image"),
+        (b"", "member 0.png: not a readable image"),
+        (PNG[:-40], "member 0.png: not a readable image"),
         (
             encode_png(np.zeros((8, 9, 3), np.uint8)),
-            "sample 0: a 9x8 image of mode RGB, expected 8x8 of mode RGB",
+            "member 0.png: a 9x8 image of mode RGB, expected 8x8 of mode RGB",
         ),
         (
             encode_png(np.zeros((8, 8, 1), np.uint8)),
-            "sample 0: a 8x8 image of mode L, expected 8x8 of mode RGB",
+            "member 0.png: a 8x8 image of mode L, expected 8x8 of mode RGB",
         ),
     ],
 )
@@ -253,70 +260,61 @@ def test_labels_for_some_images_only_are_refused(tmp_path: Path, first: bool, fo
         ("without.tar", [("1.png", PNG)]),
     ]
     tars = [write_tar(tmp_path / name, some) for name, some in (members if first else members[::-1])]
-    with pytest.raises(DataError, match=rf"{tars[1]}: sample \d has {found} .cls member, unlike \d of {tars[0].name}"):
+    with pytest.raises(DataError, match=rf"{tars[1]}: sample \d has {found} .cls member, unlike \d of {tars[0]}"):
         index(tars, tmp_path / "p", 0.0)
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", labelled(random_images(3)))
     data = DataConfig(source=Shards(urls=(str(tar),), class_names=("a", "b")), image_size=8, channels=3)
-    with pytest.raises(DataError, match=r"data.source.urls: labels from 0 to 2, expected 0 to 1"):
+    with pytest.raises(DataError, match=r"a.tar \(data.source.urls\): labels from 0 to 2, expected 0 to 1"):
         pack(data, tmp_path / "p", quiet)
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    requests: ClassVar[list[str]] = []
-
-    def log_request(self, code: object = "", size: object = "") -> None:
-        del code, size
-        self.requests.append(self.path)
-
-    def log_error(self, *args: object) -> None: ...
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the http URL at which it is served."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_remote_tars_are_fetched_once_and_indexed(tmp_path: Path, served: tuple[Path, str]) -> None:
-    folder, url = served
+def test_remote_tars_are_fetched_once_and_indexed(tmp_path: Path, served: Served) -> None:
     images = random_images(6)
     for number in range(2):
-        write_tar(folder / f"{number}.tar", labelled(images[3 * number : 3 * number + 3]))
-    first = index([f"{url}/{{0,1}}.tar"], tmp_path / "p")
-    assert "/1.tar" in Handler.requests
-    Handler.requests.clear()
-    second = index([f"{url}/{{0,1}}.tar"], tmp_path / "p")
-    assert Handler.requests == []
-    assert first.digest == second.digest == index([folder / "0.tar", folder / "1.tar"], tmp_path / "l").digest
-    assert all(entry.location.startswith("fetched-") for entry in first.shards)
-    assert list((tmp_path / "p").glob("*.part")) == []
+        write_tar(served.folder / f"{number}.tar", labelled(images[3 * number : 3 * number + 3]))
+    first = index([f"{served.url}/{{0,1}}.tar"], tmp_path / "p")
+    assert served.requests.count("/1.tar") == 1
+    served.requests.clear()
+    second = index([f"{served.url}/{{0,1}}.tar"], tmp_path / "p")
+    assert served.requests == []
+    tars = [served.folder / "0.tar", served.folder / "1.tar"]
+    assert first.digest == second.digest == index(tars, tmp_path / "l").digest
+    assert [entry.location for entry in first.shards] == [f"{served.url}/0.tar", f"{served.url}/1.tar"]
+    assert (tmp_path / "p/index.json").stat().st_mode & 0o077 == 0  # a URL may be signed
 
 
-def test_a_remote_tar_that_is_not_whole_is_refused_and_not_kept(tmp_path: Path, served: tuple[Path, str]) -> None:
-    folder, url = served
-    whole = write_tar(folder / "a.tar", labelled(random_images(6))).read_bytes()
-    (folder / "a.tar").write_bytes(whole[:2048])
-    with pytest.raises(DataError, match=r"http://.*/a.tar: cannot be fetched \(.*: truncated: 2048 bytes"):
-        index([f"{url}/a.tar"], tmp_path / "p")
-    (folder / "a.tar").write_bytes(whole)
-    assert len(index([f"{url}/a.tar"], tmp_path / "p").label) == 6
+def test_indexing_into_another_folder_fetches_what_may_have_changed(tmp_path: Path, served: Served) -> None:
+    tar = write_tar(served.folder / "0.tar", labelled(random_images(3)))
+    first = index([f"{served.url}/0.tar"], tmp_path / "p")
+    write_tar(tar, labelled(random_images(4)[1:]))
+    second = index([f"{served.url}/0.tar"], tmp_path / "q")
+    assert first.shards[0].bytes == second.shards[0].bytes
+    assert first.digest != second.digest
+    with pytest.raises(DataError, match=r"0.tar: \d+ bytes of sha256 \w+, the index says \d+ of \w+; restore"):
+        reader(first, tmp_path / "another").read(np.arange(2))
+
+
+def reader(made: ShardIndex, folder: Path) -> ShardReader:
+    return ShardReader(made, "train", "none", ShardCacheConfig(folder=folder))
+
+
+def test_a_remote_tar_that_is_not_whole_is_refused_and_not_kept(tmp_path: Path, served: Served) -> None:
+    whole = write_tar(served.folder / "a.tar", labelled(random_images(6))).read_bytes()
+    (served.folder / "a.tar").write_bytes(whole[:2048])
+    with pytest.raises(DataError, match=r"http://.*/a.tar: truncated: 2048 bytes"):
+        index([f"{served.url}/a.tar"], tmp_path / "p")
+    (served.folder / "a.tar").write_bytes(whole)
+    assert len(index([f"{served.url}/a.tar"], tmp_path / "p").table(0)) == 6
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("{url}/absent.tar", r"http://127.0.0.1:\d+/absent.tar: cannot be fetched"),
+        ("{url}/absent.tar?token=secret", r"http://127.0.0.1:\d+/absent.tar: cannot be fetched \(FileNotFoundError\)"),
         (
             "nosuch://user:secret@host/a.tar?token=secret",
             r"^nosuch://host/a.tar: cannot be fetched \(ValueError\)",
@@ -324,9 +322,9 @@ def test_a_remote_tar_that_is_not_whole_is_refused_and_not_kept(tmp_path: Path, 
     ],
 )
 def test_a_remote_tar_that_cannot_be_fetched_is_refused_without_its_secrets(
-    tmp_path: Path, served: tuple[Path, str], url: str, message: str
+    tmp_path: Path, served: Served, url: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as refusal:
-        index([url.format(url=served[1])], tmp_path / "p")
+        index([url.format(url=served.url)], tmp_path / "p")
     assert "secret" not in str(refusal.value)
     assert list((tmp_path / "p").iterdir()) == []
