@@ -59,17 +59,16 @@ def decode(encoded: bytes, image_size: int, channels: int, where: str) -> Pixels
     return _pixels(image, channels)
 
 
-def shape_of(encoded: bytes, where: str) -> tuple[int, int, int]:
+def shape_of(encoded: bytes, where: str) -> tuple[int, int, Literal[1, 3]]:
     """(width, height, channels) by the header of an encoded image. DataError unless its mode is one we train on."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             size, mode = image.size, image.mode
     except Exception as error:  # as in _open
         raise _unreadable(where, error) from error
-    channels = {name: number for number, name in _MODES.items()}.get(mode)
-    if channels is None:
+    if mode not in _MODES.values():
         raise DataError(f"{where}: an image of mode {mode}, expected L (grey) or RGB; convert the images")
-    return (*size, channels)
+    return (*size, 1 if mode == "L" else 3)
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -32,7 +32,7 @@ class ShardCacheConfig(Record):
 
     folder: Path = Path("~/.cache/diffusion-pipeline/shards")
     """Folder on a disk of each node; runs may share it."""
-    limit_bytes: int = Field(200_000_000_000, ge=1)
+    limit_bytes: int = Field(50_000_000_000, ge=1)
     """What the folder may hold, bytes; the shards that were read longest ago go first."""
     prefetch: int = Field(2, ge=0, le=64)
     """Shards that each worker fetches at a time before they are needed; 0: none."""

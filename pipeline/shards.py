@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from webdataset import ShardWriter
 
 from .errors import DataError
 from .files import read_json, sha256_of, write_json
-from .image_files import encode_png, in_order
+from .image_files import encode_png, in_order, shape_of
 from .index_builder import IndexBuilder, heldout_mask, with_split
 from .remote import is_remote, shown
 from .shard_cache import Content, ShardCache, ShardCacheConfig
@@ -33,6 +33,7 @@ OnProgress = Callable[[int, int], None]
 Indices = npt.NDArray[np.int64]
 
 _TEMPORARY = ".packing-"
+_JOURNAL = "fetched.json"
 
 
 def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
@@ -46,8 +47,7 @@ def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     else:
         images = data.source.open(data.image_size, data.channels)
         index = _pack_images(images, data, folder, on_progress)
-    index.save()
-    return index
+    return _saved(index)
 
 
 def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
@@ -97,15 +97,21 @@ def _split_index(source: Path, data: DataConfig, folder: Path) -> ShardIndex:
     return with_split(index, folder, split.astype(np.bool_))
 
 
+def _saved(index: ShardIndex) -> ShardIndex:
+    index.save()
+    (index.folder / _JOURNAL).unlink(missing_ok=True)
+    return index
+
+
 class _Tars:
-    """Local tars where they are, remote ones in the shard cache; `fetched.json` says which those are.
+    """Local tars where they are, remote ones in the shard cache; a journal says which those are until the index is.
 
     So an indexing that was interrupted goes on by what it had fetched, and a new one fetches what may have changed.
     """
 
     def __init__(self, config: ShardCacheConfig, folder: Path) -> None:
         self._cache = ShardCache(config)
-        self._journal = folder / "fetched.json"
+        self._journal = folder / _JOURNAL
         self._fetched: dict[str, Any] = read_json(self._journal) if self._journal.exists() else {}
 
     @contextmanager
@@ -124,28 +130,43 @@ class _Tars:
                 write_json(self._journal, self._fetched)
 
 
-def index_tars(
-    locations: Sequence[str],
-    folder: Path,
-    image_size: int,
-    channels: Literal[1, 3],
-    class_names: tuple[str, ...],
-    cache: ShardCacheConfig,
-    on_progress: Callable[[int], None],
-) -> ShardIndex:
-    """Index tars that someone else wrote, each read once, nothing held out. on_progress: with images done so far."""
-    tars, labels = _Tars(cache, folder), LabelCheck(class_names, "--class-names")
-    builder = IndexBuilder(image_size, channels, folder)
-    done = itertools.count(1)
-    for location in locations:
-        with tars.open(location) as tar:
+@dataclass(frozen=True)
+class Tars:
+    """Tars that someone else wrote, to be indexed; what is None is found in the first image."""
+
+    locations: Sequence[str]
+    class_names: tuple[str, ...] = ()
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+
+
+def index_tars(tars: Tars, folder: Path, cache: ShardCacheConfig, on_progress: Callable[[int], None]) -> ShardIndex:
+    """Index these tars into `folder`, each read once, nothing held out. on_progress: with the images done so far."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    opened, labels = _Tars(cache, folder), LabelCheck(tars.class_names, "--class-names")
+    builder, done = None, itertools.count(1)
+    for location in tars.locations:
+        with opened.open(location) as tar:
             samples = read_samples(tar, shown(location))
             labels.add(shown(location), samples)
-            split = np.zeros(len(samples), np.uint8)
-            builder.add(tar, location, samples, split, lambda: on_progress(next(done)))
-    index = builder.finish(labels.names)
-    index.save()
-    return index
+            builder = builder or IndexBuilder(*_shape(tars, tar, samples[0]), folder)
+            kept = tar.name if tar.parent == folder else location  # then the folder can be moved
+            builder.add(tar, kept, samples, np.zeros(len(samples), np.uint8), lambda: on_progress(next(done)))
+    assert builder is not None  # there is no index of no tar
+    return _saved(builder.finish(labels.names))
+
+
+def _shape(tars: Tars, tar: Path, first: TarSample) -> tuple[int, Literal[1, 3]]:
+    """Image size and channels as given, or else those of the first image."""
+    if tars.image_size and tars.channels:
+        return tars.image_size, tars.channels
+    where = f"{shown(tars.locations[0])}: member {first.member}"
+    with tar.open("rb") as file:
+        width, height, channels = shape_of(os.pread(file.fileno(), first.size_bytes, first.offset_bytes), where)
+    if width != height:
+        raise DataError(f"{where}: a {width}x{height} image, expected as many pixels in height as in width")
+    return tars.image_size or width, tars.channels or channels
 
 
 def _ticks(on_progress: OnProgress, total: int) -> Callable[[], None]:

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import subprocess
 import sys
 import time
@@ -324,9 +323,9 @@ def test_nothing_is_fetched_ahead_where_that_is_turned_off(remote_shards: ShardR
 
 
 def test_no_file_and_no_lock_stays(tmp_path: Path, remote_shards: ShardReader) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     remote_shards.read(np.arange(40))
     for _ in range(3):
         remote_shards.read(np.arange(40))
-    assert len(os.listdir("/proc/self/fd")) <= before + 4  # connections that aiohttp keeps for later
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4  # connections that aiohttp keeps for later
     assert all(name.endswith(".tar") for name in kept(tmp_path))
