@@ -35,8 +35,8 @@ Member = tuple[str | tarfile.TarInfo, bytes]
 def quiet(done: int, total: int) -> None: ...
 
 
-def random_images(count: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+def random_images(count: int, size: int = 8) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def write_tar(path: Path, members: Sequence[Member], tar_format: int = tarfile.USTAR_FORMAT) -> Path:
@@ -61,11 +61,11 @@ def labelled(images: npt.NDArray[np.uint8], prefix: str = "") -> list[Member]:
 PNG = encode_png(random_images(1)[0])
 
 
-def index(tars: Sequence[Path | str], folder: Path, heldout_fraction: float = 0.2) -> ShardIndex:
+def index(tars: Sequence[Path | str], folder: Path, heldout_fraction: float = 0.2, size: int = 8) -> ShardIndex:
     source = Shards(urls=tuple(map(str, tars)))
     data = DataConfig(
         source=source,
-        image_size=8,
+        image_size=size,
         channels=3,
         heldout_fraction=heldout_fraction,
         shard_cache=ShardCacheConfig(folder=folder.parent / "shard-cache"),
@@ -264,8 +264,8 @@ def test_a_command_in_place_of_a_url_is_refused(url: str) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what webdataset leaves open
 def test_a_cut_at_any_of_300_places_never_passes_where_webdataset_alone_lets_many_through(tmp_path: Path) -> None:
     """What webdataset is silent about is a set with fewer or incomplete samples and no exception."""
-    whole = write_tar(tmp_path / "whole.tar", labelled(random_images(12)))
-    content, made = whole.read_bytes(), index([whole], tmp_path / "whole")
+    whole = write_tar(tmp_path / "whole.tar", labelled(random_images(50, size=32)))
+    content, made = whole.read_bytes(), index([whole], tmp_path / "whole", size=32)
     marker_end = len(content.rstrip(b"\0")) // 512 * 512 + 512 + 1024
     cuts = np.linspace(1, marker_end - 1, 300).astype(int).tolist()
     silent = 0
