@@ -117,16 +117,15 @@ def entry_of(table: ShardTable, location: str, size_bytes: int, sha256: str) -> 
 def with_split(index: ShardIndex, folder: Path, heldout: npt.NDArray[np.bool_]) -> ShardIndex:
     """The same samples with these held out, bool [samples], as an index of `folder`, not yet saved.
 
-    No image is read, so the digest is one of the digest and of what is held out.
+    No image is read, so where other images are held out than before, the digest is one of the digest and of those.
     """
-    shards, tables, first = [], {}, 0
+    shards, tables, first, same = [], {}, 0, True
     for number, entry in enumerate(index.shards):
         split = heldout[first : first + entry.samples].astype(np.uint8)
         first += entry.samples
+        same &= np.array_equal(index.table(number).split, split)
         tables[number] = replace(index.table(number), split=split)
         location = entry.location if is_remote(entry.location) else str(index.shard_path(number))
         shards.append(entry_of(tables[number], location, entry.bytes, entry.sha256))
-    digest = index.digest
-    if heldout.any():
-        digest = hashlib.sha256(digest.encode() + heldout.tobytes()).hexdigest()
+    digest = index.digest if same else hashlib.sha256(index.digest.encode() + heldout.tobytes()).hexdigest()
     return replace(index, folder=folder, shards=tuple(shards), digest=digest, _tables=tables)
