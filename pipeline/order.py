@@ -22,7 +22,7 @@ from model import Record, Stream, words
 
 Indices = NDArray[np.int64]
 
-_WORDS_AT_ONCE = 1 << 20  # bounds the memory of drawing them
+_WORDS_AT_ONCE = 1 << 14  # bounds memory, fits a processor's cache, and is too few for torch to start threads
 
 
 class Order(ABC):
@@ -129,8 +129,10 @@ def permutation(n: int, seed: int, epoch: int) -> Indices:
 
 def _order_by_words(samples: Tensor, seed: int, epoch: int) -> Indices:
     """By our own generator: numpy does not promise that its permutations stay the same from release to release."""
-    parts = samples.split(_WORDS_AT_ONCE)
-    drawn = torch.cat([words(seed, Stream.ORDER, part, 1, step=epoch)[:, 0] for part in parts])
+    drawn = torch.empty_like(samples)
+    for start in range(0, len(samples), _WORDS_AT_ONCE):
+        part = samples[start : start + _WORDS_AT_ONCE]
+        drawn[start : start + len(part)] = words(seed, Stream.ORDER, part, 1, step=epoch)[:, 0]
     return drawn.sort(stable=True).indices.numpy()
 
 
