@@ -164,7 +164,7 @@ def test_a_table_that_is_not_the_one_of_the_manifest_is_refused_when_it_is_read(
 
 
 def test_a_million_samples_open_at_once_and_take_18_bytes_each(tmp_path: Path) -> None:
-    """Ten times as many, in tests/benchmarks/index.py: 0.01 s and 2 MB to open, 0.6 s and 360 MB to read every table."""
+    """Ten times as many, in tests/benchmarks/index.py: 0.01 s and 2 MB to open, 0.6 s and 360 MB with every table."""
     benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/index.py"))
     benchmark["synthetic"](tmp_path, 100, 10_000)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 18e6
