@@ -58,7 +58,7 @@ class ShardReader:
     def prefetch(self, shards: tuple[int, ...]) -> None:
         """Begins to fetch those of these shards that are remote, in this order; the same ones again cost nothing."""
         decoded = self._cache == "host" and not self._missing
-        if shards == self._ahead or decoded or not self._shard_cache.prefetch:
+        if shards is self._ahead or shards == self._ahead or decoded or not self._shard_cache.prefetch:
             return
         self._ahead = shards
         remote = [shard for shard in shards if is_remote(self._index.shards[shard].location)]

@@ -37,8 +37,10 @@ def fetch(url: str, file: Path, timeout_s: float, most_bytes: int | None = None)
     timeout_s: longest time without a byte, of each of three attempts.
     """
     for attempt in range(1, _ATTEMPTS + 1):
+        draft = file.with_name(f"{file.name}.{attempt}")  # an attempt that was given up may yet write into its own
         try:
-            _attempt(url, file, timeout_s, most_bytes)
+            _attempt(url, draft, timeout_s, most_bytes)
+            draft.replace(file)
             return
         except DataError:
             raise
@@ -46,6 +48,8 @@ def fetch(url: str, file: Path, timeout_s: float, most_bytes: int | None = None)
             if isinstance(error, _HOPELESS) or attempt == _ATTEMPTS:
                 raise DataError(f"{_refusal(url, error)}; correct the address or access") from error
             time.sleep(_PAUSE_S * attempt)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _refusal(url: str, error: Exception) -> str:

@@ -100,8 +100,7 @@ class ShardCache:
 
     def _fetch(self, url: str, content: Content | None) -> BinaryIO:
         """To be called under the lock of this URL."""
-        for stale in self._parts(url):
-            stale.unlink()
+        _remove_parts(self._lock_path(url))
         part = self._folder / f"{_key(url)}.{content.bytes if content else 0}.part"
         try:
             if content:
@@ -174,13 +173,10 @@ class ShardCache:
     def _progress(self, url: str) -> int:
         """Bytes that have been fetched of the shard so far."""
         sizes = [0]
-        for part in self._parts(url):
+        for part in self._folder.glob(f"{_key(url)}.*.part*"):
             with suppress(FileNotFoundError):
                 sizes.append(part.stat().st_size)
         return max(sizes)
-
-    def _parts(self, url: str) -> list[Path]:
-        return list(self._folder.glob(f"{_key(url)}.*.part"))
 
     def _path(self, url: str, sha256: str) -> Path:
         return self._folder / f"{_key(url)}.{sha256[:16]}.tar"
@@ -242,6 +238,12 @@ def _is_alive(part: Path) -> bool:
     if file is None:
         return True
     with file:
-        part.unlink(missing_ok=True)
+        _remove_parts(lock)
         lock.unlink()
     return False
+
+
+def _remove_parts(lock: Path) -> None:
+    """What there is of a shard that was not fetched to its end, by whoever holds this lock of it."""
+    for part in lock.parent.glob(f"{lock.stem}.*.part*"):
+        part.unlink(missing_ok=True)
