@@ -55,6 +55,9 @@ def _execute(options: argparse.Namespace) -> None:
         else:
             print_keys(Config, console_for(sys.stdout))
         return
+    if options.command == "index":
+        _index(options)
+        return
     if options.command in ("sweep", "generate"):
         _sweep(options) if options.command == "sweep" else _generate(options)
         return
@@ -68,7 +71,7 @@ def _execute(options: argparse.Namespace) -> None:
     from .flow import STAGES, run_flow
 
     until = STAGES[-1] if options.command == "run" else options.command
-    with _disk_errors(config):
+    with _disk_errors(config.output):
         run_flow(config, Terminal(), until)
 
 
@@ -80,7 +83,7 @@ def _sweep(options: argparse.Namespace) -> None:
     _send_ray_token(config.cluster.address)
     from .sweep import run_sweep
 
-    with _disk_errors(config):
+    with _disk_errors(config.output):
         run_sweep(combinations, Terminal())
 
 
@@ -96,13 +99,20 @@ def _generate(options: argparse.Namespace) -> None:
         raise PipelineError(f"{error}; the picture was not written") from error
 
 
+def _index(options: argparse.Namespace) -> None:
+    from .index_tars import run_index
+
+    with _disk_errors(options.into):
+        run_index(options, Terminal())
+
+
 @contextmanager
-def _disk_errors(config: Config) -> Iterator[None]:
+def _disk_errors(output: str | Path) -> Iterator[None]:
     """A disk that is full, or a folder that may not be written to, is no fault of the program."""
     try:
         yield
     except OSError as error:
-        raise PipelineError(f"{error} (output is {config.output}); mend it, and the same command goes on") from error
+        raise PipelineError(f"{error} (output is {output}); mend it, and the same command goes on") from error
 
 
 def _send_ray_token(address: str) -> None:
@@ -138,10 +148,24 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
+    _add_index(commands.add_parser("index", help="index webdataset tars that exist, local or remote"))
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)
     return parser
+
+
+def _add_index(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Read webdataset tars once and write an index of them, for data.source={kind: shards, index: FOLDER}."
+    )
+    command.add_argument("urls", nargs="+", metavar="URL", help="path, glob or URL of tars; {000..041} expands")
+    command.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="where the index is written")
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help="default: that of the first image")
+    command.add_argument("--channels", type=int, choices=[1, 3], help="default: those of the first image")
+    command.add_argument("--class-names", metavar="A,B,...", help="in the order of their labels; default: the labels")
+    command.add_argument("--cache", type=Path, metavar="FOLDER", help="for remote tars; default: as data.shard_cache")
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 if __name__ == "__main__":

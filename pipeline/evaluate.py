@@ -36,6 +36,7 @@ from .keyroles import identity
 from .likelihood import measure
 from .reader import ShardReader
 from .sample import Chunks
+from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .stage import Facts, Run, Stage
 
@@ -97,6 +98,7 @@ class Work:
     """For features of the samples."""
     reference: Path
     """For the classifier and features of real images."""
+    shard_cache: ShardCacheConfig
 
     @property
     def classifier(self) -> Path:
@@ -161,7 +163,7 @@ class FeatureWriter:
         self.extractor = load_extractor(work.extractor, work.classifier, work.chunks.device_type)
         write_json(work.reference / _EXTRACTOR, self.extractor.identity.model_dump())
         index = ShardIndex.load(work.index_folder)
-        self.readers = {split: ShardReader(index, split, "none") for split in ("train", "heldout")}
+        self.readers = {split: ShardReader(index, split, "none", work.shard_cache) for split in ("train", "heldout")}
 
     def write(self, batch: Batch) -> None:
         """Writes the features of one batch."""
@@ -219,13 +221,14 @@ def _work(run: Run, folder: Path) -> Work:
         heldout_images=data["heldout_images"],
         folder=folder,
         reference=run.output / "stages" / f"reference-{key[:12]}",
+        shard_cache=config.data.shard_cache,
     )
 
 
 def _train_classifier(work: Work) -> None:
     """Runs as a task: learns the classes of the training images."""
     index = ShardIndex.load(work.index_folder)
-    reader = ShardReader(index, "train", "none")
+    reader = ShardReader(index, "train", "none", work.shard_cache)
     images = reader.read(np.arange(len(reader)))
     assert isinstance(work.extractor, Classifier)
     network = train_classifier(work.extractor, images, reader.labels, len(index.class_names))

@@ -33,6 +33,7 @@ class Guide(Stage):
             "hflip": train.hflip,
             "precision": train.precision,
             "data": run.results["prepare"].facts["data_digest"],
+            "order": identity(run.config.data.order),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:

@@ -40,15 +40,35 @@ def load_file(path: Path, image_size: int, channels: int, resize: ResizeRule) ->
 
 def decode(encoded: bytes, image_size: int, channels: int, where: str) -> Pixels:
     """The pixels of an encoded image that must already have this size and mode; `where` begins a refusal."""
-    image = _open(io.BytesIO(encoded), where)
     expected = (_MODES[channels], image_size, image_size)
-    if (image.mode, *image.size) != expected:
+
+    def refuse(image: Image.Image) -> None:
         width, height = image.size
         raise DataError(
             f"{where}: a {width}x{height} image of mode {image.mode}, expected {image_size}x{image_size} of "
             f"mode {_MODES[channels]}; correct data.image_size and data.channels, or convert the image"
         )
+
+    def check_size(image: Image.Image) -> None:
+        if image.size != expected[1:]:
+            refuse(image)
+
+    image = _open(io.BytesIO(encoded), where, check_size)
+    if (image.mode, *image.size) != expected:
+        refuse(image)
     return _pixels(image, channels)
+
+
+def shape_of(encoded: bytes, where: str) -> tuple[int, int, Literal[1, 3]]:
+    """(width, height, channels) by the header of an encoded image. DataError unless its mode is one we train on."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            size, mode = image.size, image.mode
+    except Exception as error:  # as in _open
+        raise _unreadable(where, error) from error
+    if mode not in _MODES.values():
+        raise DataError(f"{where}: an image of mode {mode}, expected L (grey) or RGB; convert the images")
+    return (*size, 1 if mode == "L" else 3)
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -65,14 +85,21 @@ def in_order(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[
             yield from pool.map(function, items[start : start + _AT_ONCE])
 
 
-def _open(file: Path | io.BytesIO, where: str) -> Image.Image:
-    """Decoded, so that a truncated file fails here and not at the first use of a pixel."""
+def _open(file: Path | io.BytesIO, where: str, check: Callable[[Image.Image], None] | None = None) -> Image.Image:
+    """Decoded, so that a truncated file fails here and not at the first use of a pixel.
+
+    check: refuses by the header, before memory is spent on the pixels that it promises.
+    """
     try:
         with Image.open(file) as image:
+            if check:
+                check(image)
             # MPO is what phones call a JPEG with previews: its first frame is the photograph.
             still = image.format == "MPO" or getattr(image, "n_frames", 1) == 1
             if still:
                 image.load()
+    except DataError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything inside PIL's format parsers
         raise _unreadable(where, error) from error
     if not still:

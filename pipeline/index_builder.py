@@ -6,17 +6,19 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .files import sha256_of
 from .image_files import Pixels, decode, in_order
-from .shard_index import DTYPES, SPLITS, ShardEntry, ShardIndex
-from .sources import DataConfig
+from .remote import is_remote, without_secrets
+from .shard_index import SPLITS, ShardEntry, ShardIndex
+from .shard_table import BLOCK_BYTES, ShardTable
 from .tar_members import TarSample
 
 
@@ -35,10 +37,10 @@ def heldout_mask(count: int, fraction: float, seed: int) -> npt.NDArray[np.bool_
 class IndexBuilder:
     """Takes the tars of a set one after another; `finish` gives the index of them all."""
 
-    def __init__(self, data: DataConfig, folder: Path) -> None:
-        self._data, self._folder = data, folder
+    def __init__(self, image_size: int, channels: Literal[1, 3], folder: Path) -> None:
+        self._image_size, self._channels, self._folder = image_size, channels, folder
         self._shards: list[ShardEntry] = []
-        self._arrays: list[dict[str, npt.NDArray[Any]]] = []
+        self._tables: dict[int, ShardTable] = {}
         self._pixel_hashes = [hashlib.sha256() for _ in SPLITS]
 
     def add(
@@ -52,51 +54,78 @@ class IndexBuilder:
         """The next tar, to be found at `location`, and the split of each of its samples."""
         sha256 = sha256_of(tar)  # first, so that the images are then read from the page cache
         crc32 = []
-        for number, (pixels, checksum) in zip(split.tolist(), self._decoded(tar, samples), strict=True):
+        for number, (pixels, checksum) in zip(split.tolist(), self._decoded(tar, location, samples), strict=True):
             self._pixel_hashes[number].update(pixels)
             crc32.append(checksum)
             on_image()
-        columns = {
-            "shard": [len(self._shards)] * len(samples),
-            "offset": [sample.offset_bytes for sample in samples],
-            "size": [sample.size_bytes for sample in samples],
-            "crc32": crc32,
-            "label": [sample.label for sample in samples],
-            "split": split,
-        }
-        self._arrays.append({name: np.array(column, DTYPES[name]) for name, column in columns.items()})
-        size_bytes = tar.stat().st_size
-        self._shards.append(ShardEntry(location=location, samples=len(samples), bytes=size_bytes, sha256=sha256))
+        table = ShardTable.of(
+            block=[sample.offset_bytes // BLOCK_BYTES for sample in samples],
+            size=[sample.size_bytes for sample in samples],
+            crc32=crc32,
+            label=[sample.label for sample in samples],
+            split=split,
+        )
+        self._tables[len(self._shards)] = table
+        self._shards.append(entry_of(table, location, tar.stat().st_size, sha256))
 
     def finish(self, class_names: tuple[str, ...]) -> ShardIndex:
         """The index of the tars so far, not yet saved."""
-        arrays = {name: np.concatenate([some[name] for some in self._arrays]) for name in DTYPES}
         return ShardIndex(
             folder=self._folder,
             shards=tuple(self._shards),
-            image_size=self._data.image_size,
-            channels=self._data.channels,
+            image_size=self._image_size,
+            channels=self._channels,
             class_names=class_names,
-            digest=self._digest(class_names, arrays["label"], arrays["split"]),
-            **arrays,
+            digest=self._digest(class_names),
+            _tables=self._tables,
         )
 
-    def _decoded(self, tar: Path, samples: Sequence[TarSample]) -> Iterator[tuple[Pixels, int]]:
+    def _decoded(self, tar: Path, location: str, samples: Sequence[TarSample]) -> Iterator[tuple[Pixels, int]]:
         """Pixels and CRC-32 of every image, in order."""
-        image_size, channels = self._data.image_size, self._data.channels
+        name = without_secrets(location) if is_remote(location) else tar
         with tar.open("rb") as file:
 
             def read(sample: TarSample) -> tuple[Pixels, int]:
                 encoded = os.pread(file.fileno(), sample.size_bytes, sample.offset_bytes)
-                return decode(encoded, image_size, channels, f"{tar}: sample {sample.key}"), zlib.crc32(encoded)
+                where = f"{name}: member {sample.member}"
+                return decode(encoded, self._image_size, self._channels, where), zlib.crc32(encoded)
 
             yield from in_order(read, samples)
 
-    def _digest(self, class_names: tuple[str, ...], label: npt.NDArray[np.int64], split: npt.NDArray[np.uint8]) -> str:
+    def _digest(self, class_names: tuple[str, ...]) -> str:
         """Split by split, so that it is the same whether a tar holds one split or both."""
-        form = [self._data.image_size, self._data.channels, class_names]
-        digest = hashlib.sha256(json.dumps(form).encode())
+        digest = hashlib.sha256(json.dumps([self._image_size, self._channels, class_names]).encode())
         for number, pixel_hash in enumerate(self._pixel_hashes):
             digest.update(pixel_hash.digest())
-            digest.update(label[split == number].astype("<i8").tobytes())
+            for table in self._tables.values():
+                digest.update(table.label[table.rows[number]].astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def entry_of(table: ShardTable, location: str, size_bytes: int, sha256: str) -> ShardEntry:
+    """What the manifest says of a tar with this table."""
+    return ShardEntry(
+        location=location,
+        samples=len(table),
+        heldout=int((table.split == SPLITS.index("heldout")).sum()),
+        bytes=size_bytes,
+        sha256=sha256,
+        table_sha256=hashlib.sha256(table.to_bytes()).hexdigest(),
+    )
+
+
+def with_split(index: ShardIndex, folder: Path, heldout: npt.NDArray[np.bool_]) -> ShardIndex:
+    """The same samples with these held out, bool [samples], as an index of `folder`, not yet saved.
+
+    No image is read, so where other images are held out than before, the digest is one of the digest and of those.
+    """
+    shards, tables, first, same = [], {}, 0, True
+    for number, entry in enumerate(index.shards):
+        split = heldout[first : first + entry.samples].astype(np.uint8)
+        first += entry.samples
+        same &= np.array_equal(index.table(number).split, split)
+        tables[number] = replace(index.table(number), split=split)
+        location = entry.location if is_remote(entry.location) else str(index.shard_path(number))
+        shards.append(entry_of(tables[number], location, entry.bytes, entry.sha256))
+    digest = index.digest if same else hashlib.sha256(index.digest.encode() + heldout.tobytes()).hexdigest()
+    return replace(index, folder=folder, shards=tuple(shards), digest=digest, _tables=tables)

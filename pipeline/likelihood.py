@@ -21,6 +21,7 @@ from .fan_out import actor_pool, fan_out
 from .files import digest, lock_of, read_arrays, write_arrays
 from .keyroles import identity
 from .reader import ShardReader
+from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .stage import Run
 from .trained_model import ModelFolders
@@ -40,6 +41,7 @@ class LikelihoodWork:
     folder: Path
     """For the results."""
     device_type: str
+    shard_cache: ShardCacheConfig
     batch_images: int
     """Always the same, since rounding may depend on the batch."""
 
@@ -90,7 +92,7 @@ class LikelihoodWriter:
         self.work = work
         self.device = torch.device(work.device_type)
         self.model = ModelFolders(work.model_folder, None).load(NO_GUIDANCE, self.device)
-        self.reader = ShardReader(ShardIndex.load(work.index_folder), work.likelihood.split, "none")
+        self.reader = ShardReader(ShardIndex.load(work.index_folder), work.likelihood.split, "none", work.shard_cache)
 
     def write(self, batch: int) -> None:
         """Measures and writes one batch."""
@@ -164,7 +166,9 @@ def _work(run: Run, likelihood: Likelihood) -> LikelihoodWork:
         "device_type": device,
     }
     folder = run.output / "stages" / f"likelihood-{digest(decided_by)[:12]}"
-    return LikelihoodWork(likelihood, train.folder, prepare.folder, folder, device, batch_images)
+    return LikelihoodWork(
+        likelihood, train.folder, prepare.folder, folder, device, run.config.data.shard_cache, batch_images
+    )
 
 
 def _write(run: Run, work: LikelihoodWork) -> None:

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation import Inception
 from evaluation.inception import read_weights
 
 from .errors import DataError
 from .keyroles import identity
+from .remote import is_remote
 from .shards import pack
 from .stage import Facts, Run, Stage
 
@@ -16,10 +19,12 @@ class Prepare(Stage):
     """Packs the source, or indexes shards that exist already."""
 
     name = "prepare"
+    format = 2
     uses_cluster = False
 
     def identity(self, run: Run) -> Any:
-        return {"data": identity(run.config.data), "source": run.config.data.source.fingerprint()}
+        data = {name: value for name, value in identity(run.config.data).items() if name != "order"}
+        return {"data": data, "source": run.config.data.source.fingerprint()}
 
     def compute(self, run: Run, folder: Path) -> Facts:
         with run.terminal.progress(0, "images") as progress:
@@ -31,8 +36,8 @@ class Prepare(Stage):
             index = pack(run.config.data, folder, show)
         return {
             "data_digest": index.digest,
-            "train_images": len(index.ids("train")),
-            "heldout_images": len(index.ids("heldout")),
+            "train_images": index.count("train"),
+            "heldout_images": index.count("heldout"),
             "shards": len(index.shards),
             "bytes": sum(shard.bytes for shard in index.shards),
         }
@@ -45,7 +50,7 @@ def check_prepared(run: Run) -> None:
     """DataError or EvaluationError, before training begins, where the images or Inception's weights will not do."""
     index, config = run.index, run.config
     index.check_shards()
-    images = len(index.ids("train"))
+    images = index.count("train")
     if images < config.train.batch_size:
         raise DataError(
             f"data: {images:,} images to train on are fewer than train.batch_size {config.train.batch_size:,}; "
@@ -53,17 +58,18 @@ def check_prepared(run: Run) -> None:
         )
     if images < 2:
         raise DataError(f"data: {images} image to train on; scores need at least 2")
+    _check_shard_cache(run)
     classes, found = config.conditioning.classes, len(index.class_names)
     section, key = "conditioning", "conditioning.classes"
     if not classes:
         classes = config.sample.guidance.classes
         section, key = "sample.guidance", "sample.guidance.classifier.classes"
-    if classes and ((index.label < 0).any() or classes != found):
+    if classes and classes != found:
         raise DataError(
             f"{key}: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
             f"{section}.kind to none"
         )
-    missing = sorted(set(range(classes)) - set(index.label[index.ids("train")].tolist()))
+    missing = sorted(set(range(classes)) - set(np.unique(index.labels("train")).tolist())) if classes else []
     if missing:
         raise DataError(
             f"{section}: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
@@ -72,15 +78,28 @@ def check_prepared(run: Run) -> None:
     extractor = config.evaluate.extractor
     if isinstance(extractor, Inception):
         read_weights(extractor)
-    elif (index.label < 0).any():
+    elif not index.class_names:
         raise DataError(
             "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
             "add labels to the source, or use evaluate.extractor.kind=inception"
         )
     for likelihood in config.evaluate.likelihoods:
-        images = len(index.ids(likelihood.split))
+        images = index.count(likelihood.split)
         if likelihood.images > images:
             raise DataError(
                 f"evaluate.likelihoods: {likelihood.kind} asks for {likelihood.images:,} {likelihood.split} images, "
                 f"and there are {images:,}; ask for fewer, for another split, or raise data.heldout_fraction"
             )
+
+
+def _check_shard_cache(run: Run) -> None:
+    """Refuses a cache of remote shards that would have to fetch them over and over within an epoch."""
+    data = run.config.data
+    sizes = np.array([entry.bytes for entry in run.index.shards if is_remote(entry.location)], np.int64)
+    needed_bytes = data.order.most_bytes(sizes) if len(sizes) else 0
+    if needed_bytes > data.shard_cache.limit_bytes:
+        raise DataError(
+            f"data.order.kind={data.order.kind} reads {needed_bytes:,} bytes of remote shards at a time, more than "
+            f"data.shard_cache.limit_bytes {data.shard_cache.limit_bytes:,}; raise that, or use smaller blocks of "
+            f'shards, such as data.order="{{kind: blocks, shards: 8}}"'
+        )

@@ -89,7 +89,7 @@ def draw_pictures(run: Run) -> list[Path]:
     """Sample grid, samples beside real images, denoising strip and loss curve, in the run's folder."""
     config, sample = run.config.sample, run.results["sample"]
     drawn = Chunks(sample.folder, config, sample.facts["device_type"]).read_all(min(_GRID_IMAGES, config.images))
-    reader = ShardReader(run.index, "train", "none")
+    reader = ShardReader(run.index, "train", "none", run.config.data.shard_cache)
     real = reader.read(np.arange(min(_BESIDE_IMAGES, len(reader))))
     frames, times = read_arrays(sample.folder / STRIP, "frames", "times")
     points = [point for point in read_curve(run.results["train"].folder) if "loss" in point]

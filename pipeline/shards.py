@@ -7,19 +7,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from webdataset import ShardWriter
 
 from .errors import DataError
-from .image_files import encode_png, in_order
-from .index_builder import IndexBuilder, heldout_mask
+from .files import read_json, sha256_of, write_json
+from .image_files import encode_png, in_order, shape_of
+from .index_builder import IndexBuilder, heldout_mask, with_split
+from .remote import is_remote, shown
+from .shard_cache import Content, ShardCache, ShardCacheConfig
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, Shards, is_remote
+from .sources import DataConfig, Shards
 from .tar_members import TarSample, read_samples
 
 OnProgress = Callable[[int, int], None]
@@ -28,25 +33,27 @@ OnProgress = Callable[[int, int], None]
 Indices = npt.NDArray[np.int64]
 
 _TEMPORARY = ".packing-"
+_JOURNAL = "fetched.json"
 
 
 def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     """Fill `folder` with shards and their index, which comes last: without it, nothing there counts."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(data.source, Shards):
+    if isinstance(data.source, Shards) and data.source.index is not None:
+        index = _split_index(data.source.index.expanduser().absolute(), data, folder)
+    elif isinstance(data.source, Shards):
         index = _index_existing(data.source, data, folder, on_progress)
     else:
         images = data.source.open(data.image_size, data.channels)
         index = _pack_images(images, data, folder, on_progress)
-    index.save()
-    return index
+    return _saved(index)
 
 
 def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     split = _split(len(images), data)
     _remove_earlier(folder)
-    builder = IndexBuilder(data, folder)
+    builder = IndexBuilder(data.image_size, data.channels, folder)
     tick = _ticks(on_progress, len(images))
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
         for name, number, ids in _planned_shards(split, data.shard_images):
@@ -58,18 +65,108 @@ def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progre
 
 
 def _index_existing(source: Shards, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
-    tars = [_fetched(url, folder) if is_remote(url) else Path(url) for url in source.locations()]
-    samples = [read_samples(tar) for tar in tars]
-    names = named_classes(_labels(tars, samples), source.class_names, "data.source.urls")
+    """Headers and labels of all tars first: which images are held out depends on their number."""
+    locations = source.locations()
+    tars = _Tars(data.shard_cache, folder)
+    labels = LabelCheck(source.class_names, "data.source.urls")
+    samples = []
+    for location in locations:
+        with tars.open(location) as tar:
+            samples.append(read_samples(tar, shown(location)))
+        labels.add(shown(location), samples[-1])
     split = _split(sum(map(len, samples)), data)
-    builder = IndexBuilder(data, folder)
+    builder = IndexBuilder(data.image_size, data.channels, folder)
     tick = _ticks(on_progress, len(split))
     first = 0
-    for tar, some in zip(tars, samples, strict=True):
-        location = tar.name if tar.parent == folder else str(tar)
-        builder.add(tar, location, some, split[first : first + len(some)], tick)
+    for location, some in zip(locations, samples, strict=True):
+        with tars.open(location) as tar:
+            builder.add(tar, location, some, split[first : first + len(some)], tick)
         first += len(some)
-    return builder.finish(names)
+    return builder.finish(labels.names)
+
+
+def _split_index(source: Path, data: DataConfig, folder: Path) -> ShardIndex:
+    """An index that is there already, with the images that are held out here."""
+    index = ShardIndex.load(source)
+    if (index.image_size, index.channels) != (data.image_size, data.channels):
+        raise DataError(
+            f"{source}: images of size {index.image_size} with {index.channels} channels, but data.image_size is "
+            f"{data.image_size} and data.channels {data.channels}; correct them"
+        )
+    split = _split(sum(entry.samples for entry in index.shards), data)
+    return with_split(index, folder, split.astype(np.bool_))
+
+
+def _saved(index: ShardIndex) -> ShardIndex:
+    index.save()
+    (index.folder / _JOURNAL).unlink(missing_ok=True)
+    return index
+
+
+class _Tars:
+    """Local tars where they are, remote ones in the shard cache; a journal says which those are until the index is.
+
+    So an indexing that was interrupted goes on by what it had fetched, and a new one fetches what may have changed.
+    """
+
+    def __init__(self, config: ShardCacheConfig, folder: Path) -> None:
+        self._cache = ShardCache(config)
+        self._journal = folder / _JOURNAL
+        self._fetched: dict[str, Any] = read_json(self._journal) if self._journal.exists() else {}
+
+    @contextmanager
+    def open(self, location: str) -> Iterator[Path]:
+        """The whole tar, which stays until this is left."""
+        if not is_remote(location):
+            yield Path(location)
+            return
+        key = hashlib.sha256(location.encode()).hexdigest()
+        known = Content(**self._fetched[key]) if key in self._fetched else None
+        with self._cache.open(location, known) as file:
+            path = Path(file.name)
+            yield path
+            if known is None:  # and what was read of it was right
+                self._fetched[key] = asdict(Content(path.stat().st_size, sha256_of(path)))
+                write_json(self._journal, self._fetched)
+
+
+@dataclass(frozen=True)
+class Tars:
+    """Tars that someone else wrote, to be indexed; what is None is found in the first image."""
+
+    locations: Sequence[str]
+    class_names: tuple[str, ...] = ()
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+
+
+def index_tars(tars: Tars, folder: Path, cache: ShardCacheConfig, on_progress: Callable[[int], None]) -> ShardIndex:
+    """Index these tars into `folder`, each read once, nothing held out. on_progress: with the images done so far."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    opened, labels = _Tars(cache, folder), LabelCheck(tars.class_names, "--class-names")
+    builder, done = None, itertools.count(1)
+    for location in tars.locations:
+        with opened.open(location) as tar:
+            samples = read_samples(tar, shown(location))
+            labels.add(shown(location), samples)
+            builder = builder or IndexBuilder(*_shape(tars, tar, samples[0]), folder)
+            kept = tar.name if tar.parent == folder else location  # then the folder can be moved
+            builder.add(tar, kept, samples, np.zeros(len(samples), np.uint8), lambda: on_progress(next(done)))
+    assert builder is not None  # there is no index of no tar
+    return _saved(builder.finish(labels.names))
+
+
+def _shape(tars: Tars, tar: Path, first: TarSample) -> tuple[int, Literal[1, 3]]:
+    """Image size and channels as given, or else those of the first image."""
+    if tars.image_size and tars.channels:
+        return tars.image_size, tars.channels
+    where = f"{shown(tars.locations[0])}: member {first.member}"
+    with tar.open("rb") as file:
+        width, height, channels = shape_of(os.pread(file.fileno(), first.size_bytes, first.offset_bytes), where)
+    if width != height:
+        raise DataError(f"{where}: a {width}x{height} image, expected as many pixels in height as in width")
+    return tars.image_size or width, tars.channels or channels
 
 
 def _ticks(on_progress: OnProgress, total: int) -> Callable[[], None]:
@@ -134,40 +231,23 @@ def _write_tar(
     return tar
 
 
-def _labels(tars: Sequence[Path], samples: Sequence[Sequence[TarSample]]) -> npt.NDArray[np.int64]:
-    """Labels of all samples of all tars, refused where some samples have one and others do not."""
-    for tar, some in zip(tars, samples, strict=True):
-        for sample in some:
-            if (sample.label < 0) != (samples[0][0].label < 0):
+class LabelCheck:
+    """Refuses labels that some samples have and others do not, or that have no name."""
+
+    def __init__(self, class_names: tuple[str, ...], where: str) -> None:
+        self._given, self._where = class_names, where
+        self._first: tuple[str, TarSample] | None = None
+        self.names: tuple[str, ...] = ()
+        """Of all classes so far; () for images without classes."""
+
+    def add(self, tar: str, samples: Sequence[TarSample]) -> None:
+        """The samples of the next tar."""
+        where, first = self._first = self._first or (tar, samples[0])
+        for sample in samples:
+            if (sample.label < 0) != (first.label < 0):
                 raise DataError(
                     f"{tar}: sample {sample.key} has {'no' if sample.label < 0 else 'a'} .cls member, unlike "
-                    f"{samples[0][0].key} of {tars[0].name}; give every sample a class or none"
+                    f"{first.key} of {where}; give every sample a class or none"
                 )
-    return np.array([sample.label for some in samples for sample in some], np.int64)
-
-
-def _fetched(url: str, folder: Path) -> Path:
-    """The remote tar as a file in `folder`, where it stays: no later or resumed run fetches it again."""
-    shown = _without_secrets(url)
-    tar = folder / f"fetched-{hashlib.sha256(url.encode()).hexdigest()[:12]}-{shown.rpartition('/')[2]}"
-    if tar.exists():
-        return tar
-    part = tar.with_name(f"{tar.name}.part")
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        filesystem.get_file(path, str(part))
-        read_samples(part)  # what is not whole is not kept
-    # Each file system raises its own; an ImportError names the package to install.
-    except Exception as error:
-        part.unlink(missing_ok=True)
-        reason = str(error) if shown == url else type(error).__name__  # others repeat the URL in their text
-        raise DataError(f"{shown}: cannot be fetched ({reason}); correct the address or access") from error
-    part.replace(tar)
-    return tar
-
-
-def _without_secrets(url: str) -> str:
-    """The URL without user, password and query, where signatures and tokens are."""
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        found = named_classes(np.array([sample.label for sample in samples]), self._given, f"{tar} ({self._where})")
+        self.names = max(self.names, found, key=len)

@@ -8,7 +8,7 @@ the stages after it by the digest of the images themselves.
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,9 +20,14 @@ from model import Record
 
 from .array_files import read_array
 from .errors import DataError
+from .files import sha256_of
 from .image_files import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
 from .keyroles import Resource
+from .order import OrderConfig, Permutation
 from .reader import Cache
+from .remote import is_remote, shown
+from .shard_cache import ShardCacheConfig
+from .shard_index import MANIFEST, ShardIndex
 from .source_images import SourceImages, images_in_memory
 
 Fingerprint = dict[str, Any]
@@ -192,25 +197,54 @@ class Shards(Record):
     """Webdataset tars: in each sample one image of the right size and mode and, where labelled, a `.cls`."""
 
     kind: Literal["shards"] = "shards"
-    urls: Annotated[tuple[str, ...], Resource] = Field(min_length=1)
+    urls: Annotated[tuple[str, ...], Resource] = ()
     """Paths, globs or URLs (http, s3, gs, ...) of uncompressed, unchanging tars; {000..041} expands."""
+    index: Annotated[Path | None, Resource] = None
+    """Instead of urls: folder of an index that `python -m pipeline index` has made of them."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes in the order of their labels; empty: the labels themselves."""
+    """Names of the classes in the order of their labels; empty: the labels themselves, or the index's names."""
     shape: ClassVar[Shape] = None
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> "Shards":
+        if bool(self.urls) == (self.index is not None):
+            raise ValueError("give either urls (tars, to be indexed now) or index (the folder of an index of them)")
+        if self.index is not None and self.class_names:
+            raise ValueError("class_names beside index, which has names already; leave one out")
+        expanded(self.urls)
+        return self
 
     def fingerprint(self) -> Fingerprint:
         # The index of local tars points at them, so here the place is part of the identity.
+        if self.index is not None:
+            folder = self.index.expanduser().absolute()
+            ShardIndex.load(folder)  # refuses what is none
+            stamp = [str(folder), sha256_of(folder / MANIFEST)]
+            return {"kind": self.kind, "index": hashlib.sha256(repr(stamp).encode()).hexdigest()}
         stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in self.locations()]
         return {"kind": self.kind, "sha256": hashlib.sha256(repr(stamps).encode()).hexdigest()}
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
-        expanded = [url for pattern in self.urls for url in braceexpand(pattern)]
-        found = [location for url in expanded for location in ([url] if is_remote(url) else _local_tars(url))]
-        for first, second in itertools.pairwise(sorted(found)):
-            if first == second:
-                raise DataError(f"{first}: listed twice in data.source.urls; list each shard once")
-        return found
+        return locations(self.urls, "data.source.urls")
+
+
+def locations(urls: Iterable[str], where: str) -> list[str]:
+    """Every tar of these paths, globs and URLs once, in order. where: the key or argument, for a refusal."""
+    found = [url for some in expanded(urls) for url in ([some] if is_remote(some) else _local_tars(some, where))]
+    for first, second in itertools.pairwise(sorted(found)):
+        if first == second:
+            raise DataError(f"{shown(first)}: listed twice in {where}; list each shard once")
+    return found
+
+
+def expanded(urls: Iterable[str]) -> list[str]:
+    """Each URL that the braces stand for. ValueError for one that webdataset would run as a shell command."""
+    found = [url for pattern in urls for url in braceexpand(pattern)]
+    for url in found:
+        if url.lstrip().startswith("pipe:"):
+            raise ValueError(f"{url}: a command, which is never run; give the tars' own paths or s3, gs, http URLs")
+    return found
 
 
 Source = Annotated[Digits | Cifar10 | Mnist | FashionMnist | Arrays | ImageFolder | Shards, Field(discriminator="kind")]
@@ -231,8 +265,12 @@ class DataConfig(Record):
     """Seed of the choice of held-out images."""
     shard_images: int = Field(10_000, ge=1)
     """Images in each packed shard."""
+    order: OrderConfig = Permutation()
+    """The order in which training sees the images; each is there once per epoch, for any number of workers."""
     cache: Annotated[Cache, Resource] = "host"
     """host: each worker keeps the images decoded, image_size^2 * channels bytes each; none: it decodes anew."""
+    shard_cache: Annotated[ShardCacheConfig, Resource] = ShardCacheConfig()
+    """Where remote shards are kept while they are read."""
 
     @model_validator(mode="after")
     def _source_has_this_shape(self) -> "DataConfig":
@@ -245,15 +283,11 @@ class DataConfig(Record):
         return self
 
 
-def is_remote(url: str) -> bool:
-    return "://" in url and not url.startswith("file://")
-
-
-def _local_tars(pattern: str) -> list[str]:
+def _local_tars(pattern: str, where: str) -> list[str]:
     path = Path(pattern.removeprefix("file://")).expanduser().absolute()
     found = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not found:
-        raise DataError(f"{pattern}: no such shard; correct data.source.urls")
+        raise DataError(f"{pattern}: no such shard; correct {where}")
     return [str(tar) for tar in found]
 
 

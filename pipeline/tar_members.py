@@ -18,41 +18,49 @@ _METADATA = re.compile("__[^/]*__($|/)")  # what webdataset skips
 _BLOCK_BYTES = 512
 _MARKER_BYTES = 2 * _BLOCK_BYTES
 _LABEL_BYTES = 18  # decimal digits that surely fit an int64
+_IMAGE_BYTES = 1 << 30  # no encoded image of any use is larger, and it is read into memory whole
+_CODE = frozenset(["dill", "joblib", "pickle", "pkl", "pt", "pth", "pyd"])  # webdataset unpickles some of these
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarSample:
     """Where the image of one sample lies in its tar, and its class (-1: no `.cls` member)."""
 
     key: str
+    member: str
+    """Name of the image in the tar."""
     offset_bytes: int
     size_bytes: int
     label: int
 
 
-def read_samples(tar: Path) -> list[TarSample]:
-    """Every sample of the tar, in order, grouped as webdataset does. Reads headers and labels, no image."""
-    members = _members(tar)
-    with tar.open("rb") as file:
+def read_samples(path: Path, name: str = "") -> list[TarSample]:
+    """Every sample of the tar, in order, grouped as webdataset does. Reads headers and labels, no image.
+
+    name: what refusals call it; empty: its path.
+    """
+    tar = name or str(path)
+    members = _members(path, tar)
+    with path.open("rb") as file:
         samples = [_sample(tar, file.fileno(), key, fields) for key, fields in _grouped(tar, members)]
     if not samples:
         raise DataError(f"{tar}: no samples; expected members such as 000000.png and 000000.cls")
     return samples
 
 
-def _members(tar: Path) -> list[tarfile.TarInfo]:
+def _members(path: Path, tar: str) -> list[tarfile.TarInfo]:
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
             end = archive.offset  # where tarfile found no further member, for whatever reason
-        with tar.open("rb") as file:
+        with path.open("rb") as file:
             _check_end(tar, file.fileno(), end)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{tar}: not a whole, uncompressed tar ({error}); restore or unpack it") from error
     return members
 
 
-def _check_end(tar: Path, file: int, end: int) -> None:
+def _check_end(tar: str, file: int, end: int) -> None:
     """After the last member come the end-of-archive marker and then nothing but zeros."""
     marker = os.pread(file, _MARKER_BYTES, end)
     if any(marker):
@@ -66,7 +74,7 @@ def _check_end(tar: Path, file: int, end: int) -> None:
         end += len(tail)
 
 
-def _grouped(tar: Path, members: list[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _grouped(tar: str, members: list[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """(key, members by extension) of each run with one key, which ends at the file name's first dot."""
     seen: set[str] = set()
     current, fields = "", dict[str, tarfile.TarInfo]()
@@ -85,7 +93,7 @@ def _grouped(tar: Path, members: list[tarfile.TarInfo]) -> Iterator[tuple[str, d
         yield current, fields
 
 
-def _key_and_extension(tar: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+def _key_and_extension(tar: str, member: tarfile.TarInfo) -> tuple[str, str]:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{tar}: member {member.name} points outside the archive; such a tar is not trusted")
@@ -96,23 +104,29 @@ def _key_and_extension(tar: Path, member: tarfile.TarInfo) -> tuple[str, str]:
     folder, slash, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
     # No stem: a hidden file such as macOS's ._0.png, of which webdataset would make a sample of its own.
-    return (folder + slash + stem, extension.lower()) if stem else ("", "")
+    extension = extension.lower()
+    if extension.rpartition(".")[2] in _CODE:
+        raise DataError(f"{tar}: member {member.name} is a pickle, which can run code; rebuild the shard without it")
+    return (folder + slash + stem, extension) if stem else ("", "")
 
 
-def _sample(tar: Path, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> TarSample:
+def _sample(tar: str, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> TarSample:
     images = [member for extension, member in fields.items() if _is_image(extension)]
     if len(images) != 1:
         found = ", ".join(fields)
         raise DataError(f"{tar}: sample {key} has {len(images)} images ({found}), expected one; rebuild the shard")
+    image = images[0]
+    if image.size > _IMAGE_BYTES:
+        raise DataError(f"{tar}: member {image.name} has {image.size} bytes, expected an image of at most 1 GiB")
     label = _label(tar, file, fields["cls"]) if "cls" in fields else -1
-    return TarSample(key, images[0].offset_data, images[0].size, label)
+    return TarSample(key, image.name, image.offset_data, image.size, label)
 
 
 def _is_image(extension: str) -> bool:
     return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
 
-def _label(tar: Path, file: int, member: tarfile.TarInfo) -> int:
+def _label(tar: str, file: int, member: tarfile.TarInfo) -> int:
     text = os.pread(file, min(member.size, _LABEL_BYTES), member.offset_data).strip()
     if member.size > _LABEL_BYTES or not text.isdigit():
         raise DataError(f"{tar}: {member.name} holds {text!r}, expected a class number from 0; rebuild the shard")

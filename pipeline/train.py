@@ -50,6 +50,7 @@ class Train(Stage):
             "train": identity(run.config.train),
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
+            "order": identity(run.config.data.order),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
@@ -83,6 +84,8 @@ def train_network(run: Run, folder: Path, recipe: Recipe, identity: Mapping[str,
             job = TrainJob(
                 recipe=recipe,
                 cache=run.config.data.cache,
+                order=run.config.data.order,
+                shard_cache=run.config.data.shard_cache,
                 threads=run.threads,
                 timeout_s=run.config.cluster.timeout_s,
                 index_folder=str(run.results["prepare"].folder),

@@ -22,8 +22,9 @@ from ray.train.torch import get_device
 
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
 from .errors import DataError
-from .order import SampleOrder
+from .order import OrderConfig
 from .reader import Cache, ShardReader
+from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .train_step import Batch, Recipe, TrainStep, share_of
 
@@ -37,6 +38,8 @@ class TrainJob:
 
     recipe: Recipe
     cache: Cache
+    order: OrderConfig
+    shard_cache: ShardCacheConfig
     threads: int
     timeout_s: float
     """Longest wait for the next images."""
@@ -77,8 +80,8 @@ class Worker:
         self.job, self.config, self.device, self.rank = job, job.recipe.train, device, rank
         self.is_leaving = is_leaving
         self.share = share_of(self.config.batch_size, rank, world_size)
-        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache)
-        self.order = SampleOrder(len(self.reader), self.config.seed)
+        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache, job.shard_cache)
+        self.order = job.order.open(self.reader.shard_sizes, self.config.seed)
         self.step = TrainStep(job.recipe, device, world_size)
         self.state = self.step.state
         self.writer = CheckpointWriter(Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say)
@@ -155,6 +158,7 @@ class Worker:
     def _read(self, start: int) -> Batch:
         """The share of the global batch that begins at this position of the stream."""
         position = start + self.share.start
+        self.reader.prefetch(self.order.shards_ahead(position))
         samples: NDArray[np.int64] = self.order.samples(position, start + self.share.stop)
         images, labels = torch.from_numpy(self.reader.read(samples)), torch.from_numpy(self.reader.labels[samples])
         if self.device.type == "cuda":

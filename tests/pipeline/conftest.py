@@ -1,5 +1,10 @@
-"""An MLflow store of each test module's own, and a run in it for each test."""
+"""An MLflow store of each test module's own, a run in it for each test, and a folder behind a real HTTP server."""
 
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,3 +21,55 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(uri: str, tmp_path: Path) -> TrackedRun:
     return open_run(uri, "digits", "night", tmp_path / "run", {}, {})
+
+
+@dataclass
+class Served:
+    """What the server of a test serves, and what it was asked for."""
+
+    folder: Path
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    stall: threading.Event = field(default_factory=threading.Event)
+    """While it is set, half of a file comes and then nothing."""
+    failures: int = 0
+    """So many of the next requests end half-way."""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    """Set at the end, so that no stalled answer outlives the test."""
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, served: Served, *arguments: object) -> None:
+        self.served = served
+        super().__init__(*arguments, directory=str(served.folder))  # type: ignore[arg-type]
+
+    def copyfile(self, source: object, outputfile: object) -> None:
+        content = source.read()  # type: ignore[attr-defined]
+        cut = self.served.failures > 0
+        self.served.failures -= cut
+        outputfile.write(content[: len(content) // 2])  # type: ignore[attr-defined]
+        if self.served.stall.is_set():
+            self.served.go_on.wait()
+        elif not cut:
+            outputfile.write(content[len(content) // 2 :])  # type: ignore[attr-defined]
+
+    def do_GET(self) -> None:
+        self.served.requests.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A folder and the http URL at which it is served."""
+    served = Served(tmp_path / "served")
+    served.folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, served)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        served.url = f"http://127.0.0.1:{server.server_port}"
+        yield served
+        served.go_on.set()
+        server.shutdown()
+        thread.join()

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate import Batch, Work, _extractor_identity
 from pipeline.files import write_arrays
 from pipeline.sample import Chunks
+from pipeline.shard_cache import DEFAULT
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def work(tmp_path: Path) -> Work:
     chunks = Chunks(tmp_path, SampleConfig(images=5, chunk_images=2, sampler=DDIM(steps=2)), "cpu")
     for name in ("samples", "reference"):
         (tmp_path / name).mkdir()
-    return Work(Classifier(), chunks, tmp_path, 4, 3, tmp_path / "samples", tmp_path / "reference")
+    return Work(Classifier(), chunks, tmp_path, 4, 3, tmp_path / "samples", tmp_path / "reference", DEFAULT)
 
 
 def write(work: Work, batch: Batch, extractor: str = "mine") -> None:

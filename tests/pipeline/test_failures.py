@@ -19,8 +19,10 @@ from pipeline.config import Config
 from pipeline.curve import CURVE, read_curve, recorded
 from pipeline.errors import DataError, PipelineError
 from pipeline.fan_out import result_of
+from pipeline.order import Permutation
 from pipeline.prepare import Prepare
 from pipeline.sample import Sample
+from pipeline.shard_cache import ShardCacheConfig
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.train import Train, recipe_of
@@ -153,6 +155,8 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
         job = TrainJob(
             recipe=recipe_of(run.config),
             cache="host",
+            order=Permutation(),
+            shard_cache=ShardCacheConfig(),
             threads=1,
             index_folder=str(run.results["prepare"].folder),
             timeout_s=60,

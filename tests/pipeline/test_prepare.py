@@ -1,18 +1,23 @@
 """What cannot be trained on or scored is refused once the images are known, before training is begun."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.config import Config
 from pipeline.errors import DataError
+from pipeline.order import Blocks
 from pipeline.prepare import Prepare, check_prepared
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
+from pipeline.train import Train
+
+from .conftest import Served
 
 
-def prepared(folder: Path, images: int, batch_size: int, labels: bool = True) -> Run:
+def prepared(folder: Path, images: int, batch_size: int, labels: bool = True, **data: Any) -> Run:
     np.savez(folder / "data.npz", images=np.zeros((images, 8, 8), np.uint8), labels=np.arange(images) % 2)
     source = {"kind": "arrays", "images": str(folder / "data.npz")}
     config = Config.model_validate(
@@ -23,6 +28,7 @@ def prepared(folder: Path, images: int, batch_size: int, labels: bool = True) ->
                 "image_size": 8,
                 "channels": 1,
                 "heldout_fraction": 0,
+                **data,
             },
             "network": {"kind": "ddpm_unet", "channel_multipliers": [1], "attention_sizes": [8]},
             "path": {"kind": "vp_cosine"},
@@ -55,3 +61,26 @@ def test_one_image_is_too_few_for_a_score(tmp_path: Path) -> None:
 def test_the_classifier_is_refused_without_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"kind=classifier learns from labels, and these images have none"):
         check_prepared(prepared(tmp_path, images=4, batch_size=4, labels=False))
+
+
+def test_the_order_is_no_reason_to_pack_anew(tmp_path: Path) -> None:
+    run = prepared(tmp_path, 4, 4)
+    data = run.config.data.model_copy(update={"order": Blocks(shards=2)})
+    other = Run(run.config.model_copy(update={"data": data}), Terminal(), results=run.results)
+    assert Prepare().folder(run) == Prepare().folder(other)
+    assert Train().folder(run) != Train().folder(other)
+
+
+def test_a_shard_cache_too_small_for_the_order_is_refused(tmp_path: Path, served: Served) -> None:
+    for path in prepared(tmp_path, 8, 4, shard_images=2).index.folder.glob("*.tar"):
+        (served.folder / path.name).write_bytes(path.read_bytes())
+    size_bytes = (served.folder / "train-000000.tar").stat().st_size
+    remote = {
+        "source": {"kind": "shards", "urls": [f"{served.url}/train-{{000000..000003}}.tar"]},
+        "shard_cache": {"folder": str(tmp_path / "cache"), "limit_bytes": 2 * size_bytes},
+    }
+    check_prepared(prepared(tmp_path, 8, 4, **remote, order={"kind": "blocks", "shards": 1}))
+    with pytest.raises(DataError, match=rf"=blocks reads {4 * size_bytes:,} bytes of .*{2 * size_bytes:,}"):
+        check_prepared(prepared(tmp_path, 8, 4, **remote, order={"kind": "blocks", "shards": 2}))
+    with pytest.raises(DataError, match=r"data.order.kind=permutation reads [\d,]+ bytes of remote shards at"):
+        check_prepared(prepared(tmp_path, 8, 4, **remote))

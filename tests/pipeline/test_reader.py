@@ -125,7 +125,7 @@ def test_a_missing_shard_is_named(own: ShardIndex) -> None:
 
 
 def test_a_shard_cut_inside_an_image_is_named(own: ShardIndex) -> None:
-    os.truncate(own.shard_path(0), own.offset[0] + 20)
+    os.truncate(own.shard_path(0), int(own.table(0).block[0]) * 512 + 20)
     with pytest.raises(
         DataError, match=r"train-000000.tar: image 0 of train, at byte \d+: 20 bytes, the index says \d+"
     ):
@@ -169,12 +169,14 @@ def test_bytes_that_decode_to_something_else_than_indexed_are_refused(
 ) -> None:
     """An index that is itself wrong, so that its checksum cannot tell."""
     with own.shard_path(0).open("r+b") as file:
-        file.seek(int(own.offset[0]))
+        file.seek(int(own.table(0).block[0]) * 512)
         file.write(encoded)
-    size, crc32 = own.size.copy(), own.crc32.copy()
+    table = own.table(0)
+    size, crc32 = table.size.copy(), table.crc32.copy()
     size[0], crc32[0] = len(encoded), zlib.crc32(encoded)
+    wrong = replace(own, _tables={0: replace(table, size=size, crc32=crc32)})
     with pytest.raises(DataError, match=rf"train-000000.tar: image 0 of train, at byte \d+: {message}"):
-        ShardReader(replace(own, size=size, crc32=crc32), "train", "none").read(np.arange(1))
+        ShardReader(wrong, "train", "none").read(np.arange(1))
 
 
 @given(side=st.integers(1, 20), channels=st.sampled_from([1, 3]), data=st.data())

@@ -62,8 +62,8 @@ def test_digits_split_into_1437_and_360_in_shards_of_500(digits: ShardIndex) -> 
         ("train-000002.tar", 437),
         ("heldout-000000.tar", 360),
     ]
-    assert len(digits.ids("train")) == 1437
-    assert len(digits.ids("heldout")) == 360
+    assert digits.count("train") == 1437
+    assert digits.count("heldout") == 360
     assert digits.class_names == tuple("0123456789")
     digits.check_shards(full=True)
 
@@ -143,7 +143,7 @@ def test_the_digest_changes_with_anything_that_decides_the_content(tmp_path: Pat
 def test_images_without_labels_are_packed_without_classes(tmp_path: Path) -> None:
     index = pack(config(arrays(tmp_path, labelled=False)), tmp_path / "packed", quiet)
     assert index.class_names == ()
-    assert set(index.label.tolist()) == {-1}
+    assert set(index.labels("train").tolist()) == {-1}
     samples = list(webdataset.WebDataset(str(index.shard_path(0)), shardshuffle=False))
     gc.collect()
     assert {"png"} == {name for sample in samples for name in sample if not name.startswith("__")}
@@ -159,9 +159,9 @@ def test_packing_again_replaces_what_was_there(tmp_path: Path) -> None:
     source = arrays(tmp_path)
     pack(config(source, shard_images=2), tmp_path / "packed", quiet)
     index = pack(config(source, heldout_fraction=0.0), tmp_path / "packed", quiet)
-    names = {path.name for path in (tmp_path / "packed").iterdir() if path.suffix != ".npz"}
-    assert names == {"index.json", "train-000000.tar", "train-000001.tar", "train-000002.tar"}
-    assert len(list((tmp_path / "packed").glob("*.npz"))) == 1
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert names == {"index", "index.json", "train-000000.tar", "train-000001.tar", "train-000002.tar"}
+    assert len(list((tmp_path / "packed/index").iterdir())) == 3
     assert ShardIndex.load(tmp_path / "packed").digest == index.digest
 
 
@@ -176,7 +176,7 @@ def test_an_error_while_packing_leaves_no_index_and_no_shard(tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         pack(data, folder, stop)
-    assert [path.suffix for path in folder.iterdir()] == [".npz"]
+    assert [path.name for path in folder.iterdir()] == ["index"]
     with pytest.raises(DataError, match="no index; prepare the data first"):
         ShardIndex.load(folder)
 

@@ -17,7 +17,9 @@ from pipeline.checkpoint import weights_digest
 from pipeline.config import Config, TrainConfig
 from pipeline.configfile import load
 from pipeline.errors import DataError
+from pipeline.order import Permutation
 from pipeline.prepare import Prepare
+from pipeline.shard_cache import ShardCacheConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.train import recipe_of
@@ -129,6 +131,8 @@ def test_a_loader_that_stalls_is_an_error_that_names_worker_and_storage(stalled:
     job = TrainJob(
         recipe=recipe_of(stalled.config),
         cache="none",
+        order=Permutation(),
+        shard_cache=ShardCacheConfig(),
         threads=1,
         timeout_s=0.5,
         index_folder=str(folder),
