@@ -170,6 +170,8 @@ class Worker:
 
         -> seconds of a step, and whether to go on, both alike on every rank.
         """
+        # counted, not computed from the rate: all ranks must come to the same number
+        steps = max(1, (self.state.images_seen - meter.images_seen) // self.config.batch_size)
         taken = meter.take(self.state.images_seen)
         figures = self.step.take_figures(taken["seconds"])
         skipped, _, most_in_a_row = self.state.skipped.tolist()
@@ -190,7 +192,6 @@ class Worker:
             self.state.curve.append(point)
             ray.get(self.job.curve.add.remote(point))
         self.waited_s = 0.0
-        steps = max(1.0, taken["images_per_s"] * taken["seconds"] / self.config.batch_size)
         return figures.seconds / steps, goes_on
 
     def _save(self) -> None:
