@@ -203,9 +203,7 @@ def test_killed_in_training_and_again_in_sampling_gives_the_undisturbed_result(
     folder = new_folder(tmp_path_factory, "killed")
 
     def trained_half() -> bool:
-        checkpoints = list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))
-        snapshot = list(folder.glob("outputs/stages/train-*/checkpoints/checkpoint_manager_snapshot.json"))
-        return bool(snapshot) and len(checkpoints) > 1
+        return len(list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))) > 1
 
     def sampled_some() -> bool:
         return 2 <= len(list(folder.glob("outputs/stages/sample-*/chunk-*.npz"))) <= 12
