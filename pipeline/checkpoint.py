@@ -50,6 +50,8 @@ class TrainState:
     """Where the times depend on the losses so far."""
     skipped: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
     """Steps that were left out because they were not finite: in all, in a row up to now, and most in a row."""
+    sums: list[float] = field(default_factory=list)
+    """What the next point of the curve has taken up so far, of all workers; empty right after a point."""
 
     def snapshot(self, identity: Mapping[str, Any]) -> "Snapshot":
         """A copy that later steps do not change. identity: all that decided the state, as JSON."""
@@ -62,6 +64,7 @@ class TrainState:
             "identity": identity,
             "images_seen": self.images_seen,
             "skipped": self.skipped.tolist(),
+            "sums": self.sums,
             "curve": list(self.curve),
         }
         return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest)
@@ -88,6 +91,7 @@ class TrainState:
         self.images_seen = manifest["images_seen"]
         self.curve = manifest["curve"]
         self.skipped.copy_(torch.tensor(manifest["skipped"]))
+        self.sums = manifest["sums"]
 
 
 def average_file(number: int) -> str:

@@ -99,6 +99,8 @@ class Worker:
         """Goes back to this checkpoint, or begins."""
         if checkpoint is not None:
             self.state.load(Path(checkpoint), self.job.identity)
+        if self.rank == 0 and self.state.sums:
+            self.step.take_up(self.state.sums)
 
     def run(self) -> None:
         """Trains to the end, with checkpoints and points of the curve on the way.
@@ -120,6 +122,7 @@ class Worker:
                     break
             leaves = not saved_early and number % every == 0 and self.is_leaving()
             if checkpoint_due or leaves:
+                self.state.sums = [] if point_due else self.step.sums()
                 self._save()
             if leaves:
                 saved_early = True

@@ -172,6 +172,19 @@ class TrainStep:
             {name: value for name, value in (losses | means).items() if math.isfinite(value)}, total_s / workers
         )
 
+    def sums(self) -> list[float]:
+        """All that the next point of the curve has taken up so far, of all workers; each of them must ask."""
+        quartiles = self.quartiles.clone()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(quartiles)
+        return [*self.loss.sums(), *self.gradient_norm.sums(), *quartiles.flatten().tolist()]
+
+    def take_up(self, sums: list[float]) -> None:
+        """Goes on from `sums` of a training that was interrupted; one worker does."""
+        self.loss.add(*sums[:2])
+        self.gradient_norm.add(*sums[2:4])
+        self.quartiles += self.quartiles.new_tensor(sums[4:]).view_as(self.quartiles)
+
     def _of_all_workers(self, values: Tensor) -> Tensor:
         """The values of the global batch, in its order. [local_batch] -> [batch]."""
         if self.world_size == 1:
@@ -210,6 +223,15 @@ class _Mean:
         finite = value.isfinite()
         self.weighted.update(torch.where(finite, value * weight, 0.0))
         self.weights.update(finite * weight)
+
+    def sums(self) -> tuple[float, float]:
+        """Of weighted values and of weights, so far."""
+        return float(self.weighted.compute()), float(self.weights.compute())
+
+    def add(self, weighted: float, weights: float) -> None:
+        """Takes up such sums."""
+        self.weighted.update(weighted)
+        self.weights.update(weights)
 
     def take(self) -> float:
         """The mean since the last call; NaN where nothing counted."""

@@ -85,7 +85,12 @@ def test_one_two_and_three_workers_have_the_same_losses_over_50_steps(three_cpus
 def nodes() -> Iterator[Nodes]:
     """A cluster of one node of one CPU, to which others can be added."""
     memory = {"object_store_memory": 100 * 1024**2}
-    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    # nodes are added from a thread, where no signal handler can be set
+    cluster = Nodes(
+        initialize_head=True,
+        shutdown_at_exit=False,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, **memory},
+    )
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
@@ -131,13 +136,13 @@ def test_nodes_that_come_and_go_leave_the_same_training(nodes: Nodes, tmp_path: 
     the only one there is; its raylet is killed, and one worker goes on from there.
     """
     cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
-    long = {"images": 80_000, "log_images": 320, "checkpoint_images": 10**9}
+    long = {"images": 60_000, "log_images": 320, "checkpoint_images": 10**9}
     alone = prepared(tmp_path / "alone", cluster, **long)
     Train().finish(alone)
     run = prepared(tmp_path / "elastic", cluster, **long, num_workers=[1, 2])
     folder = Train().folder(run)
-    with ThreadPoolExecutor(1) as pool:
-        trained = pool.submit(Train().finish, run)
+
+    def come_and_go() -> int:
         wait_until(lambda: len(read_curve(folder)) > 3)
         node = nodes.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
         wait_until(lambda: workers() == 2)
@@ -146,7 +151,13 @@ def test_nodes_that_come_and_go_leave_the_same_training(nodes: Nodes, tmp_path: 
         drain(node)
         wait_until(lambda: bool(list((folder / CHECKPOINTS).glob("images-*"))))
         (checkpoint,) = (folder / CHECKPOINTS).glob("images-*")
+        images_seen: int = verified_manifest(checkpoint)["images_seen"]
         nodes.remove_node(node, allow_graceful=False)
-        trained.result(timeout=WAIT_S)
-    assert 0 < verified_manifest(checkpoint)["images_seen"] < 80_000
+        return images_seen
+
+    with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
+        gone = pool.submit(come_and_go)
+        Train().finish(run)
+        images_seen = gone.result(timeout=WAIT_S)
+    assert 0 < images_seen < 60_000
     assert_same_curve(losses(run), losses(alone))

@@ -107,6 +107,21 @@ def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
     assert (step.quartiles == 0).all()
 
 
+def test_a_point_of_the_curve_goes_on_from_the_sums_of_an_interrupted_training() -> None:
+    whole, first, second = new_step(), new_step(), new_step()
+    for position in range(0, 80, 4):
+        whole(batch(position))
+    for position in range(0, 40, 4):
+        first(batch(position))
+    second.state.network.load_state_dict(first.state.network.state_dict())
+    second.state.optimizer.load_state_dict(first.state.optimizer.state_dict())
+    second.state.images_seen = first.state.images_seen
+    second.take_up(first.sums())
+    for position in range(40, 80, 4):
+        second(batch(position))
+    assert second.take_figures(1.0).losses == pytest.approx(whole.take_figures(1.0).losses, rel=1e-6)
+
+
 @given(batch_size=st.integers(1, 200), world_size=st.integers(1, 17))
 def test_shares_of_a_batch_are_in_order_whole_and_alike_to_within_one(batch_size: int, world_size: int) -> None:
     shares = [share_of(batch_size, rank, world_size) for rank in range(world_size)]
