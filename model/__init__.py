@@ -35,7 +35,6 @@ from .likelihood import (
     Bound,
     LogLikelihood,
     RateDistortion,
-    StepVariance,
     bound_noise,
     dequantised,
     ode_log_likelihood,
@@ -59,7 +58,7 @@ from .simple_unet import SimpleUNet
 from .spec import ModelSpec
 from .targets import Eps, Target
 from .times import LossHistory, Times, TimeSampling, UniformTimes
-from .variance import FixedVariance, LearnedRange, Variance
+from .variance import FixedVariance, LearnedRange, StepVariance, Variance
 from .weightings import Simple, Weighting
 
 __all__ = [

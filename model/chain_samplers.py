@@ -12,12 +12,13 @@ from .denoiser import Denoiser, Prediction
 from .gaussian_path import GaussianPath
 from .grids import Grid
 from .sampler import GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
+from .variance import StepVariance
 
 
 class ReverseChain(GridSampler):
     """The reverse Markov chain, of which each step is a draw. Ho et al. 2020, eq. 7."""
 
-    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
+    variance: StepVariance = "fixed_large"
     """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
     it; the DDPM paper reports fixed_large for CIFAR-10, where steps are many; with few, or where noise explodes (edm,
     ve_sde), fixed_small is the better one."""

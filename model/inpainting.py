@@ -23,6 +23,7 @@ from .generation import TrainedModel, last
 from .guidance import NO_GUIDANCE, Guidance
 from .random import Stream, normal
 from .sampler import NoiseSource, Point, State, transition_variance
+from .variance import StepVariance
 
 _MOST_DRAWS = 2**24  # what `random.words` has room for
 
@@ -41,7 +42,7 @@ class RePaint(ReverseChain):
     kind: Literal["repaint"] = "repaint"
     steps: int = Field(100, ge=1)
     """Number of steps from noise to image, not counting those that are taken again; 250 in the paper."""
-    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_small"
+    variance: StepVariance = "fixed_small"
     """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
     it."""
     jump_length: int = Field(10, ge=1)

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from .gaussian_path import GaussianPath
 from .ode_samplers import integrated, root_mean_square
 from .random import Stream, normal, signs, uniforms
 from .sampler import NoiseSource, StraightLine
+from .variance import StepVariance
 
-StepVariance = Literal["fixed_small", "fixed_large", "learned"]
 FEWEST_PROBES = 2  # a standard error needs two
 
 

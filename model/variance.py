@@ -53,4 +53,7 @@ class LearnedRange(Record):
 
 FIXED_VARIANCE = FixedVariance()
 
+StepVariance = Literal["fixed_small", "fixed_large", "learned"]
+"""Of a step of the reverse chain: beta_tilde (the posterior's), beta, or for each pixel between them as learned."""
+
 Variance = Annotated[FixedVariance | LearnedRange, Field(discriminator="kind")]

@@ -55,7 +55,8 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
             run.tracked = stack.enter_context(tracked(run, run.folder, run.key, params))
             for stage in rest:
                 reports.append(advance(run, stage))
-                ModelFolders.of(run).write_description(config, run.folder)
+                if isinstance(stage, Train | Guide):
+                    ModelFolders.of(run).write_description(config, run.folder)
     close(run, reports)
     return run
 

@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.pictures import denoising_strip, headed_rows, image_grid
 from model import (
@@ -22,9 +21,9 @@ from model import (
     interpolate_seeds,
     invertible,
     reconstruct,
-    trajectory,
 )
 
+from .drawing import STRIP_FRAMES, images_counted, strip
 from .errors import ConfigError
 from .image_files import Pixels
 from .request import MAX_EVALUATIONS, MAX_IMAGES, MAX_PICTURE_PIXELS, Request, read_image, size_of
@@ -32,7 +31,7 @@ from .stored_model import StoredModel
 from .terminal import Terminal, count, duration
 
 _BATCH_IMAGES, _BATCH_NUMBERS = 64, 2**20  # drawn at a time: bounds memory; numbers are pixels times channels
-_STRIP_FRAMES, _MOST_STRIPS, _ROW_FRAMES, _ROW_SEEDS, _PAIRS_HIGH = 9, 32, 12, 8, 8
+_MOST_STRIPS, _ROW_FRAMES, _ROW_SEEDS, _PAIRS_HIGH = 32, 12, 8, 8
 _LONGEST_NAME = 16  # letters of a heading, for which images are enlarged
 _LEAST_PIXELS = 72  # side of a small image in a picture, about
 _HOLE = (217, 130, 43)  # a colour that no grey image has
@@ -92,7 +91,10 @@ def run_generate(request: Request, stored: StoredModel, terminal: Terminal) -> N
     _check_classes(request, stored)
     _check_cost(request, stored, sampler, number)
     began_s = time.perf_counter()
-    with terminal.progress(number, "images") as progress, _evaluations_counted(stored.model.network) as evaluations:
+    with (
+        terminal.progress(number, "images") as progress,
+        images_counted(stored.model.network, _refuse_too_many) as evaluations,
+    ):
         try:
             answer = _DRAW[request.kind](_Job(request, stored, sampler, progress.update))
         except FloatingPointError as error:
@@ -167,7 +169,7 @@ def _check_cost(request: Request, stored: StoredModel, sampler: Sampler, number:
             f"{number:,} images of {each:,} network evaluations each are {each * number:,}, expected at most "
             f"{MAX_EVALUATIONS:,}; ask for fewer images or steps"
         )
-    columns = _STRIP_FRAMES if request.kind == "strip" else 3
+    columns = STRIP_FRAMES if request.kind == "strip" else 3
     if number * columns * max(spec.image_size, _LEAST_PIXELS) ** 2 > MAX_PICTURE_PIXELS:
         raise ConfigError(
             f"a picture of {number:,} images of {spec.image_size} pixels would be larger than {MAX_PICTURE_PIXELS:,} "
@@ -175,28 +177,13 @@ def _check_cost(request: Request, stored: StoredModel, sampler: Sampler, number:
         )
 
 
-@contextmanager
-def _evaluations_counted(network: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that says how many images the network has been given. ConfigError at the limit.
-
-    An adaptive sampler does not say beforehand how often it will ask.
-    """
-    counted = 0
-
-    def add(_network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal counted
-        counted += len(inputs[0])
-        if counted > MAX_EVALUATIONS:
-            raise ConfigError(
-                f"stopped after {MAX_EVALUATIONS:,} network evaluations; ask for fewer images, or loosen the "
-                "tolerances of the sampler"
-            )
-
-    hook = network.register_forward_pre_hook(add)
-    try:
-        yield lambda: counted
-    finally:
-        hook.remove()
+def _refuse_too_many(evaluations: int) -> None:
+    """An adaptive sampler does not say beforehand how often it will ask."""
+    if evaluations > MAX_EVALUATIONS:
+        raise ConfigError(
+            f"stopped after {MAX_EVALUATIONS:,} network evaluations; ask for fewer images, or loosen the tolerances of "
+            "the sampler"
+        )
 
 
 def _draw_seeds(job: _Job) -> Answer:
@@ -222,10 +209,8 @@ def _draw_seeds(job: _Job) -> Answer:
 def _draw_strip(job: _Job) -> Answer:
     request, stored = job.request, job.stored
     seeds = job.tensor(list(request.seeds))
-    states = list(trajectory(stored.model, job.sampler, seeds, job.labels(len(seeds)), stored.guidance))
-    shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
-    frames = np.stack([stored.model.pictures(states[number].x).cpu().numpy() for number in shown])
-    denoising_strip(frames, [states[number].t for number in shown], request.into)
+    frames, times = strip(stored.model, job.sampler, seeds, job.labels(len(seeds)), stored.guidance)
+    denoising_strip(frames, times, request.into)
     return Answer(len(seeds), job.sampler.kind)
 
 

@@ -96,6 +96,20 @@ def connect(uri: str) -> "MlflowClient":
 
 
 @contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """Makes this one the process's, where MLflow 3.17 looks for a version's model instead of in its client's."""
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        if before is not None:  # _use_tracking_uri unsets it
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextmanager
 def reported(doing: str, uri: str) -> Iterator[None]:
     """Turns what MLflow and the libraries below it raise into a TrackingError that shows no credentials."""
     _prepare()

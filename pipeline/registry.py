@@ -6,15 +6,12 @@ the key of the run that made the model is on everything it creates, so nothing i
 """
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .mlflow_store import reported
+from .mlflow_store import default_store, reported
 from .model_package import ModelPackage, card, write_model
 from .tracking import TrackedRun
 
@@ -126,24 +123,10 @@ def _create_version(run: TrackedRun, package: ModelPackage, name: str) -> "Model
         "data_digest": package.data_digest,
         "trained_images": str(package.trained_images),
     }
-    with _default_store(run.uri):
+    with default_store(run.uri):
         return run.client.create_model_version(
             name, f"models:/{model_id}", run.run_id, tags, description=card(package), model_id=model_id
         )
-
-
-@contextmanager
-def _default_store(uri: str) -> Iterator[None]:
-    """MLflow 3.17's SQL registry looks for the model in the process's default store, not in its client's."""
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    try:
-        with _use_tracking_uri(uri):
-            yield
-    finally:
-        if before is not None:  # _use_tracking_uri unsets it
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _logged_model(run: TrackedRun, package: ModelPackage, name: str) -> str:

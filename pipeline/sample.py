@@ -6,8 +6,6 @@ or absent, and says how often the network was called for it.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from model import generate, trajectory
+from model import generate
 
 from .config import SampleConfig
+from .drawing import images_counted, strip
 from .errors import DataError, TrainingError
 from .fan_out import actor_pool, fan_out, result_of, wait_until_ready
 from .files import read_arrays, write_arrays
@@ -29,7 +27,6 @@ from .trained_model import ModelFolders
 
 STRIP = "strip.npz"
 _STRIP_IMAGES = 8
-_STRIP_FRAMES = 9
 
 
 class Sample(Stage):
@@ -149,22 +146,6 @@ class Chunks:
         return float(np.average(each, weights=[self.images_of(chunk) for chunk in chunks]))
 
 
-@contextmanager
-def images_counted(network: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that says how many images the network has been given since, repeats counted."""
-    counted = 0
-
-    def count(_network: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal counted
-        counted += len(output)
-
-    hook = network.register_forward_hook(count)
-    try:
-        yield lambda: counted
-    finally:
-        hook.remove()
-
-
 class Drawer:
     """Runs as an actor: loads the weights once and draws chunks."""
 
@@ -201,7 +182,5 @@ class Drawer:
     def draw_strip(self, path: Path) -> None:
         """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
         seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
-        states = list(trajectory(self.model, self.sampler, seeds, guidance=self.guidance))
-        shown = np.unique(np.linspace(0, len(states) - 1, _STRIP_FRAMES).round().astype(int))
-        frames = np.stack([self.model.pictures(states[number].x).cpu().numpy() for number in shown])
-        write_arrays(path, frames=frames, times=np.array([states[number].t for number in shown]))
+        frames, times = strip(self.model, self.sampler, seeds, None, self.guidance)
+        write_arrays(path, frames=frames, times=np.array(times))

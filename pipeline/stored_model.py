@@ -1,6 +1,5 @@
 """A trained model from where it is kept: a run's folder, or a version in the MLflow registry. No Ray."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from model import (
 from .configfile import load
 from .errors import ConfigError
 from .files import read_json
-from .mlflow_store import check_answers, connect, reported, resolve_uri
+from .mlflow_store import check_answers, connect, default_store, reported, resolve_uri
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -96,17 +95,25 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
         described = load(files.description, overrides, Description)
         _check_fits(described)
         weights = _placed(files.description, files.weights, described.weights, "weights")
-        network = _filled(described.spec.build, weights, where)
         classifier = None
         if isinstance(described.guidance, ClassifierGuidance):
-            channels, image_size, _ = described.spec.latent_shape
-            guide = described.guidance.classifier
-            place = _placed(files.description, files.classifier, described.classifier, "classifier")
-            classifier = _filled(lambda: guide.build(image_size, channels), place, where)
-    model = TrainedModel(described.spec, network, classifier, described.spec.codec.build().to(where))
+            classifier = _placed(files.description, files.classifier, described.classifier, "classifier")
+        model = assembled(described.spec, described.guidance, weights, classifier, where)
     shown = name if name.startswith("models:") else Path(name).resolve().name
     asked = any(override.startswith("sampler") for override in overrides)
     return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
+
+
+def assembled(
+    spec: ModelSpec, guidance: Guidance, weights: Path, classifier: Path | None, device: torch.device
+) -> TrainedModel:
+    """The model of these files, with all that the guidance needs. ConfigError where the weights are another's."""
+    network, guide = _filled(spec.build, weights, device), None
+    if isinstance(guidance, ClassifierGuidance):
+        assert classifier is not None
+        channels, image_size, _ = spec.latent_shape
+        guide = _filled(lambda: guidance.classifier.build(image_size, channels), classifier, device)
+    return TrainedModel(spec, network, guide, spec.codec.build().to(device))
 
 
 def _device(device: str) -> torch.device:
@@ -156,7 +163,10 @@ def _downloaded(name: str, uri: str, folder: Path) -> _Files:
         if alias:
             version = client.get_model_version_by_alias(model, alias).version
         source = client.get_model_version(model, str(version)).source
-        _download(uri, source, folder)
+        from mlflow.artifacts import download_artifacts
+
+        with default_store(uri):
+            download_artifacts(artifact_uri=source, dst_path=str(folder))
     return _files_in(folder, name)
 
 
@@ -170,20 +180,6 @@ def _files_in(folder: Path, name: str) -> _Files:
         raise ConfigError(
             f"{name}: no model of this pipeline, which would list its description and weights; name another version"
         ) from None
-
-
-def _download(uri: str, source: Any, folder: Path) -> None:
-    """MLflow 3.17 looks for the model of a version in the process's default store, as it does when one is made."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    try:
-        with _use_tracking_uri(uri):
-            download_artifacts(artifact_uri=source, dst_path=str(folder))
-    finally:
-        if before is not None:  # _use_tracking_uri unsets it
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _check_format(description: Path) -> None:

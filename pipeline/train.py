@@ -19,17 +19,17 @@ from model import Denoising
 
 from .checkpoint import (
     AVERAGE,
+    MANIFEST,
     SPEC,
     WEIGHTS,
     newest_checkpoint,
-    verified_manifest,
     weights_digest,
 )
 from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
 from .errors import PipelineError, TrainingError
-from .files import write_text
+from .files import read_json, write_text
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
@@ -74,7 +74,7 @@ def train_network(run: Run, folder: Path, recipe: Recipe, identity: Mapping[str,
     """
     final_images = recipe.train.steps * recipe.train.batch_size
     start = newest_checkpoint(folder)  # the workers say what is wrong with damaged ones
-    restore_curve(folder, verified_manifest(start)["curve"] if start else [])
+    restore_curve(folder, read_json(start / MANIFEST)["curve"] if start else [])
     with run.terminal.progress(final_images, "images") as progress:
 
         def show(point: Point) -> None:
@@ -152,7 +152,7 @@ def _check_finite(folder: Path) -> None:
 def _keep_weights(folder: Path, final_images: int) -> Facts:
     """Copies the averaged weights out of the last checkpoint and says how the training went."""
     checkpoint = newest_checkpoint(folder)
-    images = verified_manifest(checkpoint)["images_seen"] if checkpoint else 0
+    images = read_json(checkpoint / MANIFEST)["images_seen"] if checkpoint else 0
     if checkpoint is None or images != final_images:
         raise TrainingError(
             f"{folder}: training ended with a checkpoint of {images:,} images, expected {final_images:,}; "

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from model import ClassifierGuidance, ClassLabels, Guidance, ModelSpec, TrainedModel
+from model import ClassLabels, Guidance, ModelSpec, TrainedModel
 
 from .checkpoint import SPEC, WEIGHTS
 from .config import Config
 from .files import write_json
 from .stage import Run
-from .stored_model import DESCRIPTION, FORMAT
+from .stored_model import DESCRIPTION, FORMAT, assembled
 
 
 def described(config: Config) -> dict[str, Any]:
@@ -48,15 +47,4 @@ class ModelFolders:
     def load(self, guidance: Guidance, device: torch.device) -> TrainedModel:
         """The model with all that this guidance needs."""
         spec = ModelSpec.model_validate_json((self.train / SPEC).read_text())
-        network = spec.build()
-        network.load_state_dict(load_file(self.train / WEIGHTS))
-        classifier = None
-        if isinstance(guidance, ClassifierGuidance):
-            assert self.guide is not None
-            channels, image_size, _ = spec.latent_shape
-            classifier = guidance.classifier.build(image_size, channels)
-            classifier.load_state_dict(load_file(self.guide / WEIGHTS))
-            classifier.to(device).eval().requires_grad_(False)
-        return TrainedModel(
-            spec, network.to(device).eval().requires_grad_(False), classifier, spec.codec.build().to(device)
-        )
+        return assembled(spec, guidance, self.train / WEIGHTS, self.guide and self.guide / WEIGHTS, device)

@@ -12,6 +12,7 @@ from model import EMA, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from model.ema import WIDEST_SIGMA_REL, check_alike, gamma_of
 
 from .unions import name_of, with_defaults
+from .wrong_ema import OnePowerLess
 
 each_profile = pytest.mark.parametrize("profile", with_defaults(EMAProfile), ids=name_of)
 widths = st.floats(1e-3, WIDEST_SIGMA_REL)
@@ -153,13 +154,6 @@ def test_relative_width_of_the_discrete_profile_is_sigma_rel(sigma_rel: float) -
     middle = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     mean = (weights * middle).sum()
     assert (weights * (middle - mean) ** 2).sum().sqrt() == pytest.approx(sigma_rel, rel=1e-3)
-
-
-class OnePowerLess(PowerFunctionEMA):
-    """Known to be wrong: the exponent of the profile where that of its integral belongs."""
-
-    def decay(self, images_seen: int, batch_images: int) -> float:
-        return float((1 - batch_images / images_seen) ** gamma_of(self.sigma_rel))
 
 
 def test_one_power_less_is_seen_in_the_profile() -> None:

@@ -15,6 +15,8 @@ from model import EMAs, PowerFunctionEMA, Snapshot, combine_weights, reconstruct
 from model.ema import WIDEST_SIGMA_REL, gamma_of
 from model.posthoc_ema import inner_product
 
+from .wrong_ema import OnePowerLess
+
 BATCH, STEPS, STORED_EVERY = 64, 1600, 100
 STORED_WIDTHS, OTHER_WIDTHS = (0.05, 0.10), (0.04, 0.06, 0.075, 0.09, 0.12, 0.15)
 FINAL = BATCH * STEPS
@@ -25,13 +27,6 @@ Weights = dict[str, Tensor]
 
 widths = st.floats(0.01, WIDEST_SIGMA_REL)
 snapshots = st.builds(Snapshot, images_seen=st.integers(1, 1000).map(lambda k: 1000 * k), sigma_rel=widths)
-
-
-class OnePowerLess(PowerFunctionEMA):
-    """Known to be wrong: the exponent of the profile where that of its integral belongs."""
-
-    def decay(self, images_seen: int, batch_images: int) -> float:
-        return float((1 - batch_images / images_seen) ** gamma_of(self.sigma_rel))
 
 
 class Training:

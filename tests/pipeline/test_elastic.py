@@ -20,6 +20,8 @@ from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.train import Train
 
+from .processes import ancestors
+
 CONFIG: dict[str, Any] = {
     "name": "elastic",
     "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
@@ -109,16 +111,10 @@ def workers() -> int:
     me, found = os.getpid(), 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += path.read_bytes().startswith(b"ray::RayTrainWorker") and me in _ancestors(int(path.parent.name))
+            found += path.read_bytes().startswith(b"ray::RayTrainWorker") and me in ancestors(int(path.parent.name))
         except OSError:  # it has just ended
             continue
     return found
-
-
-def _ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        yield pid
 
 
 def drain(node: Any) -> None:

@@ -28,6 +28,8 @@ from pipeline.terminal import Terminal
 from pipeline.train import Train, recipe_of
 from pipeline.train_loop import TrainJob, Worker
 
+from .processes import ancestors
+
 CONFIG = {
     "name": "tiny",
     "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
@@ -87,12 +89,6 @@ def kill_process(name: str) -> None:
     ]
     assert pids, f"no {name} is alive"
     os.kill(pids[0], signal.SIGKILL)
-
-
-def ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        yield pid
 
 
 def kill_in(stage: Train | Sample, run: Run, name: str, when: Callable[[], bool]) -> Result:

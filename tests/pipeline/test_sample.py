@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from model import DDIM, DDPMUNet, ModelSpec, VPCosine
 from pipeline.checkpoint import SPEC, WEIGHTS
 from pipeline.config import SampleConfig
+from pipeline.drawing import images_counted
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import write_arrays
-from pipeline.sample import Chunks, Drawer, images_counted
+from pipeline.sample import Chunks, Drawer
 from pipeline.trained_model import ModelFolders
 
 MODEL = ModelSpec(
