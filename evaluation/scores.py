@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from . import fidelity
 from .errors import EvaluationError
@@ -119,6 +121,13 @@ def inception_score(logits: NDArray[Any]) -> tuple[Score, Score]:
         return few, few
     mean, std = fidelity.inception_score(logits)
     return _finite(mean), _finite(std)
+
+
+def class_agreement(logits: NDArray[Any], asked: Tensor) -> Score:
+    """Share of images in which the classifier sees the class that was asked for. logits: [N, K]; asked: int64 [N]."""
+    from torchmetrics.functional.classification import multiclass_accuracy  # seconds to import
+
+    return Score(float(multiclass_accuracy(torch.tensor(logits), asked.cpu(), logits.shape[1], average="micro")))
 
 
 def class_report(logits: NDArray[Any]) -> ClassReport:

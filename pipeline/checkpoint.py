@@ -28,7 +28,7 @@ from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
 from .tracking import flatten
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
 NETWORK, AVERAGE, HISTORY = "network.safetensors", "ema.safetensors", "history.safetensors"
 OPTIMIZER, MANIFEST = "optimizer.pt", "manifest.json"

@@ -251,8 +251,7 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
     seeds = run.config.sample.seed + torch.arange(len(samples.logits))
     asked = default_label(spec, run.config.sample.guidance, seeds)
     if asked is not None and extractor.kind == "classifier":
-        agree = samples.logits.argmax(1) == asked.numpy()
-        found["class_agreement"] = scores.Score(float(agree.mean()))
+        found["class_agreement"] = scores.class_agreement(samples.logits, asked)
     likelihoods = run.config.evaluate.likelihoods
     found |= {name: scores.Score(value) for name, value in measure(run, likelihoods, folder).items()}
     protocol = Protocol(

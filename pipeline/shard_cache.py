@@ -73,7 +73,8 @@ class ShardCache:
         """
         file = self._present(url, content) or self._fetched(url, content)
         with file:
-            os.utime(file.fileno())  # read last now
+            now_ns = time.time_ns()  # the kernel's own clock of files moves in steps of several milliseconds
+            os.utime(file.fileno(), ns=(now_ns, now_ns))  # read last now
             yield file
 
     def fill(self, url: str, content: Content) -> None:

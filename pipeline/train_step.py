@@ -23,6 +23,9 @@ from .checkpoint import TrainState
 from .config import TrainConfig
 from .errors import TrainingError
 
+_FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
+"""Of each point of the curve, means over the steps since the one before."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -53,7 +56,7 @@ class Figures(NamedTuple):
     """Of the steps between two points of the curve."""
 
     losses: dict[str, float]
-    """By name; what is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times."""
+    """Means by name; what is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times."""
     seconds: float
     """Mean over the workers."""
 
@@ -74,9 +77,8 @@ class TrainStep:
         self.state = TrainState(network, optimizer, averages, history=history.to(device) if history else None)
         self.state.skipped = self.state.skipped.to(device)
         self.network = self._parallel(network)
-        self.loss, self.gradient_norm = _Mean(device), _Mean(device)
-        self.quartiles = torch.zeros(2, 4, device=device)
-        """Sums and numbers of losses by quarter of the drawn times, the cleanest first, of this worker."""
+        self.taken_up = torch.zeros(2, len(_FIGURES), dtype=torch.float64, device=device)
+        """By figure, sums over the steps since the last point of the curve and their weights, of this worker."""
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:
@@ -111,16 +113,16 @@ class TrainStep:
         state.optimizer.zero_grad()
         # DDP averages over workers, whose shares of the batch may differ by one image.
         (loss * (len(images) * self.world_size / config.batch_size)).backward()
-        self._update()
-        self._record(losses.detach(), loss.detach(), shares)
+        norm = self._update()
+        self._record(norm, losses.detach(), loss.detach(), shares)
         if state.history is not None and times.interval is not None:
             interval, seen = self._of_all_workers(times.interval), self._of_all_workers(losses.detach())
             usual = state.history.losses.mean(1)[interval]  # what is not finite tells nothing of its interval
             state.history.add(interval, torch.where(seen.isfinite(), seen, usual))
         return loss.detach()
 
-    def _update(self) -> None:
-        """Takes the step that the gradients ask for, unless they are not finite.
+    def _update(self) -> Tensor:
+        """Takes the step that the gradients ask for, unless they are not finite. -> their norm before clipping.
 
         Gradients are those of all workers together, so all leave the same steps out; the optimizer is told so by a
         number on the device, for which nothing waits.
@@ -137,15 +139,18 @@ class TrainStep:
         state.ema.update(self.parameters, state.images_seen, config.batch_size)
         in_a_row = torch.where(finite, 0, state.skipped[1] + 1)
         state.skipped.copy_(torch.stack((state.skipped[0] + ~finite, in_a_row, state.skipped[2].maximum(in_a_row))))
-        self.gradient_norm.update(norm, torch.ones_like(norm))
+        return norm
 
-    def _record(self, losses: Tensor, loss: Tensor, shares: Tensor) -> None:
-        """Takes up the losses for the next point of the curve; those that are not finite are only counted."""
-        self.loss.update(loss, torch.full_like(loss, len(losses)))
+    def _record(self, norm: Tensor, losses: Tensor, loss: Tensor, shares: Tensor) -> None:
+        """Takes up the figures of a step for the next point of the curve; those that are not finite do not count."""
         quarter = (4 * shares).long().clamp(max=3)
-        finite = losses.isfinite()
-        sums = torch.stack((torch.where(finite, losses, 0.0), finite.to(losses.dtype)))
-        self.quartiles.index_add_(1, quarter, sums)
+        values = torch.cat((loss[None], norm[None], losses))
+        weights = torch.ones_like(values)
+        weights[0] = len(losses)
+        weights *= values.isfinite()
+        columns = torch.cat((torch.arange(2, device=self.device), 2 + quarter))
+        sums = torch.stack((torch.where(weights > 0, values * weights, 0.0), weights))
+        self.taken_up.index_add_(1, columns, sums.double())
 
     def _prepared(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents of the images, mirrored or augmented where that is asked for, and what the network is told of it."""
@@ -161,29 +166,26 @@ class TrainStep:
 
     def take_figures(self, seconds: float) -> "Figures":
         """What has been taken up since the last call, of all workers together. seconds: of this worker in that time."""
-        sums = torch.cat((self.quartiles.flatten(), self.quartiles.new_tensor([seconds, 1.0]))).double()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        quarters, (total_s, workers) = sums[:8].view(2, 4).tolist(), sums[8:].tolist()
-        means = {f"loss_q{number}": quarters[0][number] / n for number, n in enumerate(quarters[1]) if n}
-        losses = {"loss": self.loss.take(), "gradient_norm": self.gradient_norm.take()}
-        self.quartiles.zero_()
-        return Figures(
-            {name: value for name, value in (losses | means).items() if math.isfinite(value)}, total_s / workers
-        )
+        total = self._total(torch.cat((self.taken_up.flatten(), self.taken_up.new_tensor([seconds, 1.0])))).tolist()
+        sums, weights, (total_s, workers) = total[: len(_FIGURES)], total[len(_FIGURES) : -2], total[-2:]
+        self.taken_up.zero_()
+        means = {name: sums[n] / weights[n] for n, name in enumerate(_FIGURES) if weights[n]}
+        return Figures(means, total_s / workers)
 
     def sums(self) -> list[float]:
         """All that the next point of the curve has taken up so far, of all workers; each of them must ask."""
-        quartiles = self.quartiles.clone()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(quartiles)
-        return [*self.loss.sums(), *self.gradient_norm.sums(), *quartiles.flatten().tolist()]
+        return [float(value) for value in self._total(self.taken_up.flatten())]
 
     def take_up(self, sums: list[float]) -> None:
         """Goes on from `sums` of a training that was interrupted; one worker does."""
-        self.loss.add(*sums[:2])
-        self.gradient_norm.add(*sums[2:4])
-        self.quartiles += self.quartiles.new_tensor(sums[4:]).view_as(self.quartiles)
+        self.taken_up += self.taken_up.new_tensor(sums).view_as(self.taken_up)
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all workers, of which each must ask."""
+        values = values.clone()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
     def _of_all_workers(self, values: Tensor) -> Tensor:
         """The values of the global batch, in its order. [local_batch] -> [batch]."""
@@ -204,41 +206,6 @@ class TrainStep:
         """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""
         text = f"dropout {self.config.seed} {position}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
-
-
-class _Mean:
-    """A weighted mean over steps and workers.
-
-    Of sums, because torchmetrics' own mean forgets its weights unless it looks for NaN at every step (1.9), for which
-    it would wait for the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        from torchmetrics.aggregation import SumMetric  # seconds to import, which only the workers should wait for
-
-        self.weighted, self.weights = (SumMetric(nan_strategy="disable").to(device) for _ in range(2))
-
-    def update(self, value: Tensor, weight: Tensor) -> None:
-        """A value that is not finite counts nothing."""
-        finite = value.isfinite()
-        self.weighted.update(torch.where(finite, value * weight, 0.0))
-        self.weights.update(finite * weight)
-
-    def sums(self) -> tuple[float, float]:
-        """Of weighted values and of weights, so far."""
-        return float(self.weighted.compute()), float(self.weights.compute())
-
-    def add(self, weighted: float, weights: float) -> None:
-        """Takes up such sums."""
-        self.weighted.update(weighted)
-        self.weights.update(weights)
-
-    def take(self) -> float:
-        """The mean since the last call; NaN where nothing counted."""
-        mean = self.weighted.compute() / self.weights.compute()
-        self.weighted.reset()
-        self.weights.reset()
-        return float(mean)
 
 
 def check_compiler() -> None:

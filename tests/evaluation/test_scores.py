@@ -15,6 +15,7 @@ from evaluation.inception import PUBLISHED_SHA256
 from evaluation.scores import (
     Score,
     Statistics,
+    class_agreement,
     class_report,
     feature_statistics,
     frechet_distance,
@@ -209,3 +210,9 @@ def test_class_report_counts_classes_and_averages_the_top_probability() -> None:
     assert report.mean_confidence == pytest.approx(0.8)
     assert report.class_counts == (2, 0, 1)
     assert report.classes_present == 2
+
+
+def test_class_agreement_is_the_share_of_images_seen_as_they_were_asked_for() -> None:
+    logits = np.log(np.array([[0.9, 0.05, 0.05], [0.1, 0.1, 0.8], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3]]))
+    logits.flags.writeable = False
+    assert class_agreement(logits, torch.tensor([0, 1, 0, 1])).value == 0.75

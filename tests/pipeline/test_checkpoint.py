@@ -16,6 +16,7 @@ from torch import nn
 from model import EMAs, ExponentialEMA, LossHistory, PowerFunctionEMA
 from pipeline.checkpoint import (
     CHECKPOINTS,
+    FORMAT,
     HISTORY,
     MANIFEST,
     NETWORK,
@@ -128,7 +129,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(TrainingError, match="checkpoint format 99, this version reads 4"):
+    with pytest.raises(TrainingError, match=f"checkpoint format 99, this version reads {FORMAT}"):
         verified_manifest(path)
 
 
@@ -228,7 +229,7 @@ def test_whatever_moment_a_writer_is_killed_at_every_checkpoint_by_name_is_whole
     writer.stdout.close()
     whole = list((tmp_path / CHECKPOINTS).glob("images-*"))
     assert whole
-    assert {verified_manifest(path)["format"] for path in whole} == {4}
+    assert {verified_manifest(path)["format"] for path in whole} == {FORMAT}
     clear_unfinished(tmp_path / CHECKPOINTS)
     assert sorted((tmp_path / CHECKPOINTS).iterdir()) == sorted(whole)
 

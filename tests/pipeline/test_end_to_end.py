@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .trainings import assert_same_state, losses
+
 RUN_FILE = """\
 version: 1
 name: tiny
@@ -218,6 +220,9 @@ def test_killed_in_training_and_again_in_sampling_gives_the_undisturbed_result(
     assert finished.returncode == 0, finished.stderr
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"
     expected, found = summary_of(undisturbed[0]), summary_of(folder)
+    trainings = [next(where.glob("outputs/stages/train-*")) for where in (folder, undisturbed[0])]
+    assert_same_state(*trainings)
+    assert losses(trainings[0]) == losses(trainings[1])
     assert found["weights_digest"] == expected["weights_digest"]
     assert found["scores"] == expected["scores"]
     assert found["protocol_digest"] == expected["protocol_digest"]

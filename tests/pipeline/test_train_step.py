@@ -96,7 +96,7 @@ def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
     step = new_step()
     for position in range(0, 400, 4):
         step(batch(position))
-    counts = step.quartiles[1].tolist()
+    counts = step.taken_up[1, 2:].tolist()
     assert sum(counts) == 400
     assert min(counts) > 60
     losses = step.take_figures(seconds=1.0).losses
@@ -104,7 +104,7 @@ def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
     whole = sum(loss * count for loss, count in zip(by_quarter, counts, strict=True)) / 400
     assert whole == pytest.approx(losses["loss"], rel=1e-5)
     assert by_quarter[0] > by_quarter[3]  # noise is hardest to tell where there is least of it
-    assert (step.quartiles == 0).all()
+    assert (step.taken_up == 0).all()
 
 
 def test_a_point_of_the_curve_goes_on_from_the_sums_of_an_interrupted_training() -> None:

@@ -1,0 +1,105 @@
+"""Trainings for tests: prepared runs of a tiny model, the training in this process alone, and what it left."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, newest_checkpoint
+from pipeline.cluster import Cluster
+from pipeline.config import Config
+from pipeline.curve import read_curve, recorded, restore_curve
+from pipeline.prepare import Prepare
+from pipeline.stage import Run
+from pipeline.terminal import Terminal
+from pipeline.train import Train, recipe_of
+from pipeline.train_loop import TrainJob, Worker
+
+
+def prepared(settings: dict[str, Any], output: Path, cluster: Cluster | None, **train: Any) -> Run:
+    """A run of these settings whose shards are packed."""
+    whole = settings | {"output": str(output), "train": settings["train"] | train}
+    run = Run(Config.model_validate(whole), Terminal(), cluster)
+    run.results["prepare"] = Prepare().finish(run)
+    return run
+
+
+def train_here(run: Run) -> Path:
+    """Trains by one worker that is this process; Ray only collects its curve. -> the training's folder."""
+    folder = Train().folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    restore_curve(folder, [])
+    with recorded(folder, lambda _: None) as curve:
+        job = TrainJob(
+            recipe=recipe_of(run.config),
+            cache=run.config.data.cache,
+            order=run.config.data.order,
+            shard_cache=run.config.data.shard_cache,
+            threads=1,
+            timeout_s=60,
+            index_folder=str(run.results["prepare"].folder),
+            folder=str(folder),
+            identity=Train().identity(run),
+            curve=curve,
+        )
+        worker = Worker(job, torch.device("cpu"))
+        worker.resume(worker.newest_checkpoint())
+        worker.run()
+    return folder
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """Of the curve, with the images seen by then."""
+    return [(point["images"], point["loss"]) for point in read_curve(folder)]
+
+
+def assert_same_state(found: Path, expected: Path) -> None:
+    """Weights, averages, optimizer and whatever else the newest checkpoints of two trainings hold, to the last bit."""
+    newest = [newest_checkpoint(folder) for folder in (found, expected)]
+    assert newest[0] is not None
+    assert newest[1] is not None
+    assert newest[0].name == newest[1].name
+    names = sorted(path.name for path in newest[1].glob("*.safetensors"))
+    assert len(names) >= 2
+    for name in names:
+        assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes(), name
+    moments = [torch.load(path / OPTIMIZER, weights_only=True)["state"] for path in newest]
+    assert moments[0].keys() == moments[1].keys() != set()
+    for number, state in moments[1].items():
+        for name, value in state.items():
+            assert torch.equal(moments[0][number][name], value), f"{number}.{name}"
+
+
+def drafts(folder: Path) -> list[Path]:
+    """Checkpoints of this training that are being written."""
+    return list((folder / CHECKPOINTS).glob(".writing-*"))
+
+
+def processes_of(name: str) -> list[int]:
+    """Those below this one that Ray says run `name`."""
+    me, found = os.getpid(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(f"ray::{name}".encode()) and me in _ancestors(int(path.parent.name)):
+                found.append(int(path.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def kill(name: str, count: int = 1) -> None:
+    """SIGKILL to the first processes below this one that run `name`."""
+    pids = processes_of(name)
+    assert pids, f"no {name} is alive"
+    for pid in pids[:count]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    """The process that started this one, the one that started that, and so on."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
