@@ -6,6 +6,8 @@ FILE ?= pipeline/runs/digits.yaml
 SET ?=
 OUTPUT ?= outputs
 
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow check format bench ui lock clean
 
@@ -16,10 +18,10 @@ run: .venv/installed ## Pack, train, sample, score and register; FILE=run file, 
 	@$(BIN)/python -m pipeline run $(FILE) $(SET)
 
 test: .venv/installed ## The test suite
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-slow: .venv/installed ## More processes killed, in the middle of training and sampling
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m slow $(PARALLEL)
 
 check: .venv/installed ## Format, lint, types, architecture: what CI asks for before the tests
 	@$(BIN)/ruff format --check .

@@ -61,7 +61,7 @@ def three_cpus() -> Iterator[Cluster]:
 @pytest.mark.slow
 def test_one_two_and_three_workers_have_the_same_losses_over_50_steps(three_cpus: Cluster, tmp_path: Path) -> None:
     """Three share a batch of 32 as 10, 11 and 11."""
-    expected = losses(train_here(prepared(CONFIG, tmp_path / "here", three_cpus)))
+    expected = losses(train_here(prepared(CONFIG, tmp_path / "here", three_cpus)).folder)
     assert len(expected) == 50
     for workers in (1, 2, 3):
         run = prepared(CONFIG, tmp_path / str(workers), three_cpus, num_workers=workers)
@@ -139,4 +139,4 @@ def test_workers_and_nodes_that_come_go_and_die_leave_the_same_training(nodes: N
         Train().finish(run)
         points_then = gone.result(timeout=WAIT_S)
     assert points_then < LONG["images"] // LONG["log_images"], "it was over before the node had gone"
-    assert_same_curve(losses(folder), losses(expected))
+    assert_same_curve(losses(folder), losses(expected.folder))

@@ -20,7 +20,7 @@ from pipeline.sample import Sample
 from pipeline.stage import Result, Run
 from pipeline.train import Train
 
-from .trainings import assert_same_state, drafts, kill, losses, prepared, train_here
+from .trainings import assert_same_state, drafts, kill, losses, prepared, train_in
 
 CONFIG = {
     "name": "tiny",
@@ -132,7 +132,8 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     run = prepared(CONFIG, tmp_path, cluster, learning_rate=1e18, num_workers=1)
-    last = read_curve(train_here(run))[-1]
+    train_in(tmp_path, run)
+    last = read_curve(tmp_path)[-1]
     assert last["not_finite"] is True
     assert last["images"] < run.config.train.checkpoint_images
     assert last["skipped_steps"] >= run.config.train.max_skipped_steps

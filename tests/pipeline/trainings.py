@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, newest_checkpoint
+from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, SPEC, newest_checkpoint
 from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.curve import read_curve, recorded, restore_curve
+from pipeline.files import write_text
 from pipeline.prepare import Prepare
-from pipeline.stage import Run
+from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train, recipe_of
+from pipeline.train import Train, _keep_weights, recipe_of
 from pipeline.train_loop import TrainJob, Worker
 
 
@@ -27,9 +28,18 @@ def prepared(settings: dict[str, Any], output: Path, cluster: Cluster | None, **
     return run
 
 
-def train_here(run: Run) -> Path:
-    """Trains by one worker that is this process; Ray only collects its curve. -> the training's folder."""
+def train_here(run: Run) -> Result:
+    """The train stage by one worker that is this process; Ray only collects its curve. Seconds earlier than by Ray."""
     folder = Train().folder(run)
+    train_in(folder, run)
+    write_text(folder / SPEC, run.config.spec.model_dump_json())
+    return Result(
+        folder, _keep_weights(folder, run.config.train.steps * run.config.train.batch_size), 0.0, reused=False
+    )
+
+
+def train_in(folder: Path, run: Run) -> None:
+    """The training alone, to its end, which may be an early one."""
     folder.mkdir(parents=True, exist_ok=True)
     restore_curve(folder, [])
     with recorded(folder, lambda _: None) as curve:
@@ -48,7 +58,6 @@ def train_here(run: Run) -> Path:
         worker = Worker(job, torch.device("cpu"))
         worker.resume(worker.newest_checkpoint())
         worker.run()
-    return folder
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
