@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
     "register": {"model_name": "elastic"},
     "cluster": {"resize_s": 2, "max_failures": 20},
 }
-LONG = {"images": 48_000, "log_images": 320, "checkpoint_images": 6_400}
+LONG = {"images": 32_000, "log_images": 320, "checkpoint_images": 6_400}
 TOLERANCE = 1e-5  # relative: another number of workers adds up in another order
 WAIT_S = 300
 WORKER = "RayTrainWorker"
