@@ -33,7 +33,7 @@ WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training lea
 NETWORK, AVERAGE, HISTORY = "network.safetensors", "ema.safetensors", "history.safetensors"
 OPTIMIZER, MANIFEST = "optimizer.pt", "manifest.json"
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, named by the images seen
-_UNFINISHED = ".writing-"
+_PREFIX, _UNFINISHED = "images-", ".writing-"
 
 
 @dataclass
@@ -94,6 +94,11 @@ class TrainState:
         self.sums = manifest["sums"]
 
 
+def images_of(checkpoint: Path) -> int:
+    """The images seen, by the folder's name."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
 def average_file(number: int) -> str:
     """Of the average of this number; that of 0 is the one that images are drawn from."""
     return AVERAGE if number == 0 else f"ema-{number}.safetensors"
@@ -123,7 +128,7 @@ class Snapshot:
     @property
     def name(self) -> str:
         """Folder name of its checkpoint."""
-        return f"images-{self.manifest['images_seen']:012d}"
+        return f"{_PREFIX}{self.manifest['images_seen']:012d}"
 
     def write(self, folder: Path) -> Path:
         """The checkpoint, whole and on the disk, within `folder`. -> its path. OSError where the storage refuses."""
@@ -158,11 +163,18 @@ class CheckpointWriter:
     """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
 
     A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
-    checkpoint; `refusals` of them in a row do.
+    checkpoint; `refusals` of them in a row do. `written` hears of each that is whole, in the thread that wrote it.
     """
 
-    def __init__(self, folder: Path, keep: int, tell: Callable[[str], None], refusals: int = 3) -> None:
-        self.folder, self.keep, self.refusals, self._tell = folder, keep, refusals, tell
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        tell: Callable[[str], None],
+        refusals: int = 3,
+        written: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        self.folder, self.keep, self.refusals, self._tell, self._written = folder, keep, refusals, tell, written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._refused = 0
@@ -202,6 +214,7 @@ class CheckpointWriter:
             clear_unfinished(self.folder)  # its room is needed by whatever is tried next
             raise
         retain(self.folder, self.keep, written.name)
+        self._written(written)
 
 
 def retain(folder: Path, keep: int, newest: str) -> None:
@@ -234,7 +247,7 @@ def clear_unfinished(folder: Path) -> None:
 
 def _by_age(folder: Path) -> list[Path]:
     """The newest first."""
-    return sorted(folder.glob("images-*"), key=lambda path: path.name, reverse=True)
+    return sorted(folder.glob(f"{_PREFIX}*"), key=lambda path: path.name, reverse=True)
 
 
 def newest_checkpoint(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Path | None:

@@ -81,6 +81,9 @@ class TrainConfig(Record):
     """A checkpoint every so many images, written while training goes on."""
     keep_checkpoints: Annotated[int, Resource] = Field(2, ge=1)
     """So many of the newest checkpoints are kept, and the one whose training loss was the lowest."""
+    preview_images: Annotated[int, Resource] = Field(16, ge=0)
+    """A picture of so many images for each checkpoint, from the first seeds of `sample`, drawn while training goes on;
+    0: none."""
     max_skipped_steps: Annotated[int, Resource] = Field(10, ge=1)
     """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)

@@ -16,6 +16,7 @@ from .guide import Guide
 from .metrics_follower import MetricsFollower
 from .mlflow_store import check_answers, redacted
 from .prepare import Prepare, check_prepared
+from .preview import PREVIEWS
 from .register import CONFIG, Register
 from .sample import Sample
 from .stage import Run, Stage
@@ -108,7 +109,7 @@ def advance(run: Run, stage: Stage) -> StageReport:
 
 @contextmanager
 def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iterator[tracking.TrackedRun]:
-    """The MLflow run of `folder`, around the stages. It follows the training curve and waits for the last point."""
+    """The MLflow run of `folder`, around the stages. It follows the training and waits for its last point."""
     config, data = run.config, run.results["prepare"].facts
     page = tracking.open_run(
         run.tracking_uri,
@@ -125,7 +126,8 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         {"train": data["train_images"], "heldout": data["heldout_images"]},
     )
     train = next(stage for stage in FLOW if stage.name == "train")
-    follower = MetricsFollower(page, train.folder(run) / CURVE)
+    training = train.folder(run)
+    follower = MetricsFollower(page, training / CURVE, training / PREVIEWS)
     try:
         yield page
         follower.close(_FLUSH_S)

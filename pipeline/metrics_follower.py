@@ -1,19 +1,27 @@
-"""Copies `metrics.jsonl` to MLflow, from a thread that can neither stop nor slow the training.
+"""Copies `metrics.jsonl` and the pictures beside it to MLflow, from a thread that can neither stop nor slow the
+training.
 
-The file is the truth and MLflow follows it. How far it got is a tag of the MLflow run, written by the same
-request as the metrics, and a metric is stored under (key, time, step, value): a line that is sent again after
-an outage, a kill or a new start, is the same line. Nothing is lost and nothing doubled.
+The files are the truth and MLflow follows them. How far it got with the lines is a tag of the MLflow run, written by
+the same request as the metrics, and a metric is stored under (key, time, step, value): a line that is sent again after
+an outage, a kill or a new start, is the same line. Of the pictures, MLflow is asked which it has, and one that is sent
+again has the same name. Nothing is lost and nothing doubled.
 """
 
 import json
 import logging
 import os
+import re
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Condition, Thread
 from typing import BinaryIO
+
+from PIL import Image
 
 from .errors import TrackingError
 from .mlflow_store import redacted, reported
@@ -24,27 +32,17 @@ _POLL_S = 1.0
 _LONGEST_RETRY_S = 30.0
 _HURRIED_RETRY_S = 0.2  # while flush waits
 _MAX_METRICS = 999  # of one log_batch, which takes 1,000 things, the tag included
+_IMAGES, _KEY = "images", "samples"  # folder in which MLflow looks for pictures, and what it calls ours
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One line of the file. images: the step; lines are sent in this order and never twice."""
-
-    images: int
-    time_ms: int
-    values: dict[str, float]
-
-
 class MetricsFollower:
-    """Follows one file into one run, from its making until `close`. The file may not exist yet."""
+    """Follows one training into one run, from its making until `close`. Neither file nor folder need exist yet."""
 
-    def __init__(self, run: TrackedRun, source: Path) -> None:
-        self._run = run
-        self._tail = _Tail(source)
-        self._unsent: list[_Line] = []
-        self._read_images: int | None = None  # None: the store has not been asked yet
+    def __init__(self, run: TrackedRun, curve: Path, previews: Path) -> None:
+        self._curve = curve
+        self._lines, self._pictures = _Lines(run, curve), _Pictures(run, previews)
         self._problem = ""
         self._rounds = 0  # how often everything that was there has been sent
         self._hurry = False
@@ -53,18 +51,18 @@ class MetricsFollower:
         Thread(target=self._follow, name="mlflow-follower", daemon=True).start()
 
     def flush(self, timeout_s: float) -> None:
-        """Returns once MLflow has every line that the file holds now; else TrackingError."""
+        """Returns once MLflow has every line and picture that are there now; else TrackingError."""
         with self._changed:
-            # The round under way may have read the file before its last line was written: await the next one.
+            # The round under way may have looked before the last line was written: await the next one.
             target, self._hurry = self._rounds + 2, True
             self._changed.notify_all()
             sent = self._changed.wait_for(lambda: self._rounds >= target, timeout_s)
             self._hurry = False
         if not sent:
             raise TrackingError(
-                f"{self._tail.path}: not all of it could be sent to MLflow within {timeout_s:g} s"
-                f" ({self._problem or 'the answers are too slow'}); the file is complete,"
-                " and the same command sends the rest"
+                f"{self._curve} and the pictures beside it: not all could be sent to MLflow within {timeout_s:g} s "
+                f"({self._problem or 'the answers are too slow'}); the files are complete, and the same command sends "
+                "the rest"
             )
 
     def close(self, timeout_s: float) -> None:
@@ -80,7 +78,8 @@ class MetricsFollower:
         pause_s = _POLL_S
         while not self._closed:
             try:
-                self._send_all()
+                self._lines.send_new()
+                self._pictures.send_new()
             except Exception as problem:  # nothing of MLflow's may end the thread; flush says what it was
                 self._note(redacted(str(problem)))
                 pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
@@ -103,7 +102,27 @@ class MetricsFollower:
         if self._problem and self._hurry:
             time.sleep(_HURRIED_RETRY_S)
 
-    def _send_all(self) -> None:
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of the file. images: the step; lines are sent in this order and never twice."""
+
+    images: int
+    time_ms: int
+    values: dict[str, float]
+
+
+class _Lines:
+    """The lines of the curve on their way to MLflow."""
+
+    def __init__(self, run: TrackedRun, source: Path) -> None:
+        self._run = run
+        self._tail = _Tail(source)
+        self._unsent: list[_Line] = []
+        self._read_images: int | None = None  # None: the store has not been asked yet
+
+    def send_new(self) -> None:
+        """All that the file has gained. TrackingError where the store refuses."""
         with reported("log the metrics of the training", self._run.uri):
             if self._read_images is None:
                 tags = self._run.client.get_run(self._run.run_id).data.tags
@@ -129,6 +148,64 @@ class MetricsFollower:
         followed = RunTag(_FOLLOWED_TAG, str(self._unsent[lines - 1].images))
         self._run.client.log_batch(self._run.run_id, metrics=metrics, tags=[followed])
         return lines
+
+
+class _Pictures:
+    """Pictures on their way to MLflow, where they are one that changes with the step.
+
+    As by `MlflowClient.log_image`, which however names a picture anew each time it is sent, and may leave half of it
+    behind. Here the name is a function of the picture, and of its two files the one that is sent last says that it is
+    there.
+    """
+
+    def __init__(self, run: TrackedRun, folder: Path) -> None:
+        self._run, self._folder = run, folder
+        self._sent: set[int] | None = None  # by images seen; None: the store has not been asked yet
+
+    def send_new(self) -> None:
+        """All that the folder has gained, in order. TrackingError where the store refuses."""
+        new = {int(path.stem.removeprefix("images-")): path for path in self._folder.glob("images-*.png")}
+        if not new:
+            return
+        with reported("log the pictures of the training", self._run.uri):
+            if self._sent is None:
+                self._sent = self._stored()
+            for images in sorted(new.keys() - self._sent):
+                if _is_whole(new[images]):
+                    self._send(new[images], images)
+                self._sent.add(images)
+
+    def _stored(self) -> set[int]:
+        names = [file.path for file in self._run.client.list_artifacts(self._run.run_id, _IMAGES)]
+        found = (re.fullmatch(rf"{_IMAGES}/{_KEY}\+step\+(\d+)\+.*\+compressed\.webp", name) for name in names)
+        return {int(match[1]) for match in found if match}
+
+    def _send(self, path: Path, images: int) -> None:
+        from mlflow.tracking.multimedia import compress_image_size
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+
+        client, run_id = self._run.client, self._run.run_id
+        client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
+        time_ms = path.stat().st_mtime_ns // 1_000_000
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {images}")
+        name = f"{_KEY}+step+{images}+timestamp+{time_ms}+{unique}"
+        with TemporaryDirectory() as folder, Image.open(path) as image:
+            whole, small = Path(folder, f"{name}.png"), Path(folder, f"{name}+compressed.webp")
+            shutil.copyfile(path, whole)
+            compress_image_size(image).save(small)
+            for file in (whole, small):
+                client.log_artifact(run_id, str(file), _IMAGES)
+
+
+def _is_whole(path: Path) -> bool:
+    """A picture that the disk has damaged costs one of the pictures, not the run."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError as error:
+        _logger.warning("a picture of the training is left out, it cannot be read: %s", error)
+        return False
+    return True
 
 
 class _Tail:

@@ -31,6 +31,7 @@ from .curve import Point, read_curve, recorded, restore_curve
 from .errors import PipelineError, TrainingError
 from .files import read_json, write_text
 from .keyroles import identity
+from .preview import Preview
 from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
@@ -56,7 +57,7 @@ class Train(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
-        return train_network(run, folder, recipe_of(config), self.identity(run))
+        return train_network(run, folder, recipe_of(config), self.identity(run), Preview.of(config))
 
     def figure(self, facts: Facts) -> str:
         return f"loss {facts['loss']:.4f}, {facts['images_per_s']:,.0f} images/s"
@@ -67,10 +68,12 @@ def recipe_of(config: Config) -> Recipe:
     return Recipe(Denoising(config.spec, config.train.weighting), config.train, config.conditioning)
 
 
-def train_network(run: Run, folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> Facts:
+def train_network(
+    run: Run, folder: Path, recipe: Recipe, identity: Mapping[str, Any], preview: Preview | None = None
+) -> Facts:
     """Trains to the end, from the last checkpoint in `folder` where there is one, and keeps the averaged weights.
 
-    identity: all that decides the result, as JSON.
+    identity: all that decides the result, as JSON. preview: what is drawn of each checkpoint.
     """
     final_images = recipe.train.steps * recipe.train.batch_size
     start = newest_checkpoint(folder)  # the workers say what is wrong with damaged ones
@@ -92,6 +95,7 @@ def train_network(run: Run, folder: Path, recipe: Recipe, identity: Mapping[str,
                 folder=str(folder),
                 identity=identity,
                 curve=curve,
+                preview=preview,
             )
             _fit(job, run.config.cluster, run.joined, folder)
     _check_finite(folder)

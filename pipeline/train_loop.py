@@ -1,6 +1,7 @@
 """What each training worker runs: DDP over a share of every global batch, from the last checkpoint to the last image.
 
-Between two points of the curve nothing here waits for the device; nothing ever waits for MLflow or the terminal.
+Between two points of the curve nothing here waits for the device; nothing ever waits for MLflow or the terminal, nor
+for pictures but a while at the end.
 """
 
 import resource
@@ -21,8 +22,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
+from .curve import Gauges
 from .errors import DataError
 from .order import OrderConfig
+from .preview import Preview, Previews
 from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
@@ -49,6 +52,8 @@ class TrainJob:
     identity: Mapping[str, Any]
     """All that decides the result, as JSON."""
     curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
+    preview: Preview | None = None
+    """What is drawn of each checkpoint; None: nothing."""
 
 
 def train_loop(options: dict[str, TrainJob]) -> None:
@@ -84,7 +89,14 @@ class Worker:
         self.order = job.order.open(self.reader.shard_sizes, self.config.seed)
         self.step = TrainStep(job.recipe, device, world_size)
         self.state = self.step.state
-        self.writer = CheckpointWriter(Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say)
+        self.final_images = self.config.steps * self.config.batch_size
+        self.previews = None
+        if job.preview is not None and rank == 0:
+            self.previews = Previews(job.preview, device, self.final_images, job.curve, self._say)
+        self.writer = CheckpointWriter(
+            Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say, written=self._written
+        )
+        self.gauges = Gauges(Path(job.folder).name)
         self.waited_s = 0.0
 
     def newest_checkpoint(self) -> str | None:
@@ -108,11 +120,10 @@ class Worker:
         A loss that is not finite for too many steps in a row ends it.
         """
         meter, every, saved_early = Meter(self.state.images_seen), _FIRST_LOOK_STEPS, False
-        final_images = self.config.steps * self.config.batch_size
-        for number, batch in enumerate(self._batches(final_images), start=1):
+        for number, batch in enumerate(self._batches(), start=1):
             self.step(batch)
             seen = self.state.images_seen
-            last = seen >= final_images
+            last = seen >= self.final_images
             checkpoint_due = last or _passes(seen, self.config.batch_size, self.config.checkpoint_images)
             point_due = checkpoint_due or _passes(seen, self.config.batch_size, self.config.log_images)
             if point_due:
@@ -128,10 +139,12 @@ class Worker:
                 saved_early = True
                 self.writer.wait()
         self.writer.close()
+        if self.previews is not None:
+            self.previews.close()
 
-    def _batches(self, final_images: int) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         """This worker's share of each step. One is read ahead, by a thread."""
-        starts = range(self.state.images_seen, final_images, self.config.batch_size)
+        starts = range(self.state.images_seen, self.final_images, self.config.batch_size)
         pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
         try:
             ahead = pool.submit(self._read, starts[0]) if starts else None
@@ -193,6 +206,7 @@ class Worker:
                 **({} if goes_on else {"not_finite": True}),
             }
             self.state.curve.append(point)
+            self.gauges.set(point)
             ray.get(self.job.curve.add.remote(point))
         self.waited_s = 0.0
         return figures.seconds / steps, goes_on
@@ -201,6 +215,10 @@ class Worker:
         """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""
         if self.rank == 0:
             self.writer.save(self.state.snapshot(self.job.identity))
+
+    def _written(self, checkpoint: Path) -> None:
+        if self.previews is not None:
+            self.previews.show(checkpoint)
 
     def _say(self, text: str) -> None:
         """A line for the person at the terminal."""

@@ -35,3 +35,4 @@ def test_at_least_95_percent_of_guided_digits_are_of_the_asked_class(way: str, t
     described = json.loads((folder / "model.json").read_text())
     assert (folder / described["weights"]).is_file()
     assert (described["classifier"] is not None) == (way == "classifier")
+    assert not list(tmp_path.glob("stages/guide-*/previews"))

@@ -1,19 +1,27 @@
-"""MLflow follows the metrics file: kills, outages and rewritten files neither lose nor double anything."""
+"""MLflow follows the metrics file and the pictures: kills, outages and rewritten files neither lose nor double
+anything.
+"""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from evaluation.pictures import image_grid
 from pipeline.errors import TrackingError
 from pipeline.metrics_follower import MetricsFollower
 from pipeline.tracking import TrackedRun, open_run
@@ -34,8 +42,35 @@ def append(source: Path, text: str) -> None:
         file.write(text)
 
 
+def follower_of(run: TrackedRun, source: Path) -> MetricsFollower:
+    return MetricsFollower(run, source, source.parent / "previews")
+
+
 def follow(run: TrackedRun, source: Path) -> None:
-    MetricsFollower(run, source).close(timeout_s=20)
+    follower_of(run, source).close(timeout_s=20)
+
+
+def draw(source: Path, images: int) -> Path:
+    """A picture of this many images seen, beside the file of metrics."""
+    path = source.parent / "previews" / f"images-{images:012d}.png"
+    image_grid(np.full((4, 8, 8, 1), images % 256, dtype=np.uint8), 2, path)
+    return path
+
+
+def stored_pictures(run: TrackedRun) -> list[str]:
+    """Names of the files in MLflow, in the order of their steps."""
+    names = [Path(file.path).name for file in run.client.list_artifacts(run.run_id, "images")]
+    return sorted(names, key=lambda name: (int(name.split("+")[2]), name))
+
+
+def picture_steps(run: TrackedRun) -> list[int]:
+    """Steps at which MLflow has a picture. Each must be there once, with one small copy."""
+    names = stored_pictures(run)
+    whole = [name for name in names if name.endswith(".png")]
+    copies = [name for name in names if name.endswith("+compressed.webp")]
+    assert [name.removesuffix(".png") for name in whole] == [name.removesuffix("+compressed.webp") for name in copies]
+    assert len(names) == 2 * len(whole)
+    return [int(name.split("+")[2]) for name in whole]
 
 
 def steps(run: TrackedRun) -> list[int]:
@@ -53,7 +88,7 @@ def test_every_line_arrives_in_order_with_its_step_time_and_value(run: TrackedRu
 
 
 def test_lines_written_while_it_follows_arrive(run: TrackedRun, source: Path) -> None:
-    follower = MetricsFollower(run, source)  # the file does not exist yet
+    follower = follower_of(run, source)  # the file does not exist yet
     for start in (0, 10, 20):
         append(source, lines(range(start, start + 10)))
         follower.flush(timeout_s=20)
@@ -64,7 +99,7 @@ def test_lines_written_while_it_follows_arrive(run: TrackedRun, source: Path) ->
 def test_a_line_that_is_still_being_written_waits_for_its_end(run: TrackedRun, source: Path) -> None:
     first, second = lines([1]), lines([2])
     source.write_text(first + second[:20])
-    follower = MetricsFollower(run, source)
+    follower = follower_of(run, source)
     follower.flush(timeout_s=20)
     assert steps(run) == [1]
     append(source, second[20:])
@@ -104,7 +139,7 @@ def test_steps_that_a_resumed_training_writes_again_are_not_doubled(
     run: TrackedRun, source: Path, replaced: bool
 ) -> None:
     source.write_text(lines(range(10)))
-    follower = MetricsFollower(run, source)
+    follower = follower_of(run, source)
     follower.flush(timeout_s=20)
     resumed = lines(range(4)) + lines(range(4, 9), time_ms=1_800_000_000_000)
     if replaced:
@@ -132,11 +167,11 @@ def test_an_outage_is_said_once_survived_and_made_good(
     run: TrackedRun, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.write_text(lines(range(3)))
-    follower = MetricsFollower(run, source)
+    follower = follower_of(run, source)
     follower.flush(timeout_s=20)
     run.client.delete_run(run.run_id)  # from now on the store refuses
     append(source, lines(range(3, 6)))
-    with pytest.raises(TrackingError, match=r"metrics\.jsonl: not all of it could be sent to MLflow within 1 s"):
+    with pytest.raises(TrackingError, match=r"metrics\.jsonl and .*: not all could be sent to MLflow within 1 s"):
         follower.flush(timeout_s=1)
     run.client.restore_run(run.run_id)
     follower.close(timeout_s=20)
@@ -150,11 +185,70 @@ def test_close_ends_the_thread_also_when_the_store_never_answers(run: TrackedRun
     run.client.delete_run(run.run_id)
     source.write_text(lines(range(3)))
     with pytest.raises(TrackingError, match="must be in the 'active' state"):
-        MetricsFollower(run, source).close(timeout_s=0.5)
+        follower_of(run, source).close(timeout_s=0.5)
     deadline = time.monotonic() + 5
     while any(thread.name == "mlflow-follower" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_pictures_arrive_in_order_named_as_mlflow_itself_names_them(run: TrackedRun, source: Path) -> None:
+    """So that its UI shows them as one picture that changes with the step."""
+    follower = follower_of(run, source)  # the folder does not exist yet
+    first = draw(source, 1_000)
+    follower.flush(timeout_s=20)
+    draw(source, 12_000)
+    follower.close(timeout_s=20)
+    assert picture_steps(run) == [1_000, 12_000]
+    time_ms = first.stat().st_mtime_ns // 1_000_000
+    assert stored_pictures(run)[1].startswith(f"samples+step+1000+timestamp+{time_ms}+")
+
+    other = run.client.create_run(run.experiment_id)
+    run.client.log_image(other.info.run_id, Image.open(first), key="samples", step=1_000, timestamp=time_ms)
+    expected = TrackedRun(run.uri, run.experiment_id, other.info.run_id)
+    assert [_without_uuid(name) for name in stored_pictures(run)[:2]] == [
+        _without_uuid(name) for name in stored_pictures(expected)
+    ]
+    tags = [run.client.get_run(each.run_id).data.tags["mlflow.loggedImages"] for each in (run, expected)]
+    assert tags[0] == tags[1]
+    downloaded = run.client.download_artifacts(run.run_id, f"images/{stored_pictures(run)[1]}")
+    assert Path(downloaded).read_bytes() == first.read_bytes()
+
+
+def _without_uuid(name: str) -> str:
+    return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", name)
+
+
+def test_a_new_start_sends_only_new_pictures_and_those_that_came_late(run: TrackedRun, source: Path) -> None:
+    """A training that goes on from an earlier checkpoint, with other cadences, may draw one before those sent."""
+    draw(source, 4_000)
+    follow(run, source)
+    (before,) = [name for name in stored_pictures(run) if name.endswith(".png")]
+    draw(source, 2_000)
+    draw(source, 6_000)
+    follow(run, source)
+    assert picture_steps(run) == [2_000, 4_000, 6_000]
+    assert before in stored_pictures(run)
+
+
+def test_a_picture_of_which_a_kill_left_half_is_sent_again_and_there_once(run: TrackedRun, source: Path) -> None:
+    draw(source, 4_000)
+    follow(run, source)
+    (copy,) = Path(run.client.get_run(run.run_id).info.artifact_uri.removeprefix("file://")).glob("images/*.webp")
+    copy.unlink()
+    follow(run, source)
+    assert picture_steps(run) == [4_000]
+
+
+def test_a_picture_that_the_disk_has_damaged_is_left_out_with_a_warning(
+    run: TrackedRun, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = draw(source, 1_000)
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    draw(source, 2_000)
+    follow(run, source)
+    assert picture_steps(run) == [2_000]
+    assert caplog.text.count("a picture of the training is left out") == 1
 
 
 @contextmanager
@@ -166,7 +260,13 @@ def server(folder: Path, port: int) -> Iterator[None]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    stores = {"_MLFLOW_SERVER_FILE_STORE": store, "_MLFLOW_SERVER_REGISTRY_STORE": store}
+    stores = {
+        "_MLFLOW_SERVER_FILE_STORE": store,
+        "_MLFLOW_SERVER_REGISTRY_STORE": store,
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "artifacts"),
+    }
     command = [sys.executable, "-m", "uvicorn", "--port", str(port), "mlflow.server.fastapi_app:app"]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
@@ -192,21 +292,64 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_a_killed_server_that_comes_back_has_everything_once(
-    uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def training(source: Path) -> Iterator[None]:
+    """While the block runs, a line of the file every 20 ms and a picture with every 20th."""
+    ended = Event()
+
+    def write() -> None:
+        for images in count(1):
+            if ended.wait(0.02):
+                return
+            append(source, lines([images]))
+            if images % 20 == 0:
+                draw(source, images)
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def written(source: Path) -> list[int]:
+    return [int(json.loads(line)["images"]) for line in source.read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was never met"
+        time.sleep(0.05)
+
+
+def test_a_server_killed_while_points_and_pictures_arrive_has_everything_once_when_it_is_back(
+    run: TrackedRun, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    (tmp_path / "mlflow.db").write_bytes(Path(uri.removeprefix("sqlite:///")).read_bytes())  # migrated already
+    database = Path(run.uri.removeprefix("sqlite:///"))
+    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())  # migrated already
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with server(tmp_path, port):
-        run = open_run(f"http://127.0.0.1:{port}", "digits", "served", tmp_path / "served", {}, {})
-        append(source, lines(range(5)))
-        follower = MetricsFollower(run, source)
-        follower.flush(timeout_s=20)
-    append(source, lines(range(5, 1500)))
-    with pytest.raises(TrackingError, match="connection refused"):
-        follower.flush(timeout_s=1)
-    with server(tmp_path, port):
-        follower.close(timeout_s=30)
-        assert steps(run) == list(range(1500))
+    with ExitStack() as stack:
+        with server(tmp_path, port):
+            page = open_run(f"http://127.0.0.1:{port}", "served", "served", tmp_path / "served", {}, {})
+            stack.enter_context(training(source))
+            follower = follower_of(page, source)
+            wait_until(lambda: len(picture_steps_so_far(page)) > 1)
+        with pytest.raises(TrackingError, match="connection refused"):
+            follower.flush(timeout_s=1)
+        lost_at = len(written(source))
+        wait_until(lambda: len(written(source)) > lost_at + 50)  # the training does not notice
+        with server(tmp_path, port):
+            wait_until(lambda: len(steps(page)) > lost_at + 50)
+            stack.close()
+            follower.close(timeout_s=30)
+            assert steps(page) == written(source) == list(range(1, len(written(source)) + 1))
+            assert picture_steps(page) == list(range(20, len(written(source)) + 1, 20))
+
+
+def picture_steps_so_far(run: TrackedRun) -> set[str]:
+    return {name for name in stored_pictures(run) if name.endswith(".webp")}

@@ -1,0 +1,100 @@
+"""What Prometheus scrapes: the last point of the curve, over HTTP from a real node of Ray."""
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+import ray
+import torch
+
+from pipeline.config import Config
+from pipeline.curve import Gauges, read_curve, recorded
+from pipeline.prepare import Prepare
+from pipeline.stage import Run
+from pipeline.terminal import Terminal
+from pipeline.train import recipe_of
+from pipeline.train_loop import TrainJob, Worker
+
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
+    "network": {"kind": "ddpm_unet", "base_channels": 8, "channel_multipliers": [1], "attention_sizes": []},
+    "path": {"kind": "vp_cosine"},
+    "train": {"images": 320, "batch_size": 32, "log_images": 96, "preview_images": 0},
+    "sample": {"images": 2, "sampler": {"kind": "ddim"}},
+    "evaluate": {"extractor": {"kind": "classifier"}},
+    "register": {"model_name": "tiny"},
+}
+
+# Ray Train imports Ray Data, which warns of its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where the one node of a cluster exports its metrics."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    ray.init(
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 1024**2,
+        _metrics_export_port=port,
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    yield port
+    ray.shutdown()
+
+
+def scraped(port: int, run: str) -> dict[str, float]:
+    """The gauges of this training, by name."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:  # nobody listens yet
+        return {}
+    lines = re.findall(rf'^ray_pipeline_train_(\w+)\{{.*run="{run}".*\}} (\S+)$', text, re.MULTILINE)
+    return {name: float(value) for name, value in lines}
+
+
+def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path) -> None:
+    config = Config.model_validate(CONFIG | {"output": str(tmp_path)})
+    run = Run(config, Terminal())
+    index_folder = str(Prepare().finish(run).folder)
+    folder = tmp_path / "train-0123456789ab"
+    folder.mkdir()
+    with recorded(folder, lambda _: None) as curve:
+        job = TrainJob(
+            recipe=recipe_of(config),
+            cache="host",
+            order=config.data.order,
+            shard_cache=config.data.shard_cache,
+            threads=1,
+            index_folder=index_folder,
+            timeout_s=60,
+            folder=str(folder),
+            identity={},
+            curve=curve,
+        )
+        Worker(job, torch.device("cpu")).run()
+    last = read_curve(folder)[-1]
+    deadline = time.monotonic() + 90
+    while (found := scraped(port, folder.name)).get("images") != last["images"]:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    assert {"loss", "images_per_s", "gradient_norm", "learning_rate", "skipped_steps"} < set(found)
+    assert found == pytest.approx(last)
+
+
+def test_a_gauge_that_fails_is_told_of_once_and_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    gauges = Gauges(run=3)  # type: ignore[arg-type]  # which Ray refuses
+    for _ in range(2):
+        gauges.set({"loss": 1.0})
+    assert caplog.text.count("the training goes on without metrics for Prometheus") == 1

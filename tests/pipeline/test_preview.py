@@ -1,0 +1,293 @@
+"""Pictures while training: the right weights and seeds, and nothing that reaches the training."""
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from evaluation.pictures import image_grid
+from model import ClassifierFreeGuidance, NoGuidance, TrainedModel, generate
+from pipeline import preview
+from pipeline.checkpoint import AVERAGE, CHECKPOINTS, NETWORK
+from pipeline.cluster import Cluster, connected
+from pipeline.config import Config
+from pipeline.curve import read_curve, recorded
+from pipeline.keyroles import identity
+from pipeline.order import Permutation
+from pipeline.prepare import Prepare
+from pipeline.preview import PREVIEWS, Preview, Previews, picture_of, visible_gpu
+from pipeline.shard_cache import ShardCacheConfig
+from pipeline.stage import Run
+from pipeline.terminal import Terminal
+from pipeline.train import recipe_of
+from pipeline.train_loop import TrainJob, Worker
+
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
+    "network": {
+        "kind": "ddpm_unet",
+        "base_channels": 8,
+        "channel_multipliers": [1],
+        "blocks_per_level": 1,
+        "attention_sizes": [],
+    },
+    "path": {"kind": "vp_cosine"},
+    "train": {
+        "images": 640,
+        "batch_size": 32,
+        "learning_rate": 1e-2,
+        "checkpoint_images": 160,
+        "log_images": 160,
+        "keep_checkpoints": 9,
+        "preview_images": 5,
+    },
+    "sample": {"images": 60, "seed": 7, "sampler": {"kind": "ancestral", "steps": 10}},
+    "evaluate": {"extractor": {"kind": "classifier"}},
+    "register": {"model_name": "tiny"},
+}
+WAIT_S = 120  # for a process of the lowest priority on a busy machine
+
+# Ray Train imports Ray Data, which warns of its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def config(**train: Any) -> Config:
+    return Config.model_validate(CONFIG | {"train": CONFIG["train"] | train})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connected(config().cluster) as joined:
+        yield joined
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = CONFIG | {"output": str(tmp_path_factory.mktemp("packed"))}
+    return Prepare().finish(Run(Config.model_validate(settings), Terminal())).folder
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "_END_S", WAIT_S)
+
+
+def train(packed: Path, folder: Path, drawn: Preview | None) -> Worker:
+    with recorded(folder, lambda _: None) as curve:
+        job = TrainJob(
+            recipe=recipe_of(config()),
+            cache="host",
+            order=Permutation(),
+            shard_cache=ShardCacheConfig(),
+            threads=1,
+            index_folder=str(packed),
+            timeout_s=60,
+            folder=str(folder),
+            identity={},
+            curve=curve,
+            preview=drawn,
+        )
+        worker = Worker(job, torch.device("cpu"))
+        worker.run()
+    return worker
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def drawn_by(weights: Path, into: Path) -> np.ndarray:
+    """The grid of the images 7 to 11 from the weights of this file."""
+    network = config().spec.build()
+    network.load_state_dict(load_file(weights))
+    model, sampler = TrainedModel(config().spec, network), config().sample.sampler
+    image_grid(generate(model, sampler, torch.arange(7, 12)).numpy(), 3, into)
+    return pixels(into)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_last_checkpoint_is_drawn_from_its_average_and_the_training_is_the_same_to_the_bit(
+    packed: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "with", tmp_path / "without"
+    for folder in folders:
+        folder.mkdir()
+    workers = [train(packed, folders[0], Preview.of(config())), train(packed, folders[1], None)]
+    states = [worker.state.snapshot({}).tensors for worker in workers]
+    for name, tensors in states[0].items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, states[1][name][key]), (name, key)
+    losses = [[point["loss"] for point in read_curve(folder)] for folder in folders]
+    assert losses[0] == losses[1]
+
+    assert not (folders[1] / PREVIEWS).exists()
+    last = folders[0] / CHECKPOINTS / "images-000000000640"
+    found = pixels(folders[0] / PREVIEWS / "images-000000000640.png")
+    np.testing.assert_array_equal(found, drawn_by(last / AVERAGE, tmp_path / "average.png"))
+    assert (found != drawn_by(last / NETWORK, tmp_path / "network.png")).any()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[Path]:
+    """Four of one training, as far as pictures need them."""
+    folder = tmp_path / "training" / CHECKPOINTS
+    paths = [folder / f"images-{images:012d}" for images in (100, 200, 300, 400)]
+    weights = config().spec.build().state_dict()
+    for path in paths:
+        path.mkdir(parents=True)
+        save_file(weights, path / AVERAGE)
+    return paths
+
+
+def opened(curve: Any, say: Callable[[str], None] = print, final_images: int = 10_000) -> Previews:
+    drawn = Preview.of(config())
+    assert drawn is not None
+    return Previews(drawn, torch.device("cpu"), final_images, curve, say)
+
+
+def drawn(checkpoints: list[Path]) -> list[Path]:
+    return [path for path in checkpoints if picture_of(path).exists()]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was never met"
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_while_it_draws_only_the_newest_checkpoint_waits(checkpoints: list[Path], tmp_path: Path) -> None:
+    with recorded(tmp_path, lambda _: None) as curve:
+        previews = opened(curve)
+        for checkpoint in checkpoints:
+            previews.show(checkpoint)
+        previews.close()
+    assert drawn(checkpoints)[-1] == checkpoints[-1]
+    assert len(drawn(checkpoints)) < len(checkpoints)
+    assert not list((tmp_path / "training" / PREVIEWS).glob(".*"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_goes_wrong_is_told_once_and_later_pictures_are_drawn(checkpoints: list[Path], tmp_path: Path) -> None:
+    """Weights that are not finite, then a checkpoint that others have pushed out."""
+    broken, removed, *_, good = checkpoints
+    weights = load_file(broken / AVERAGE)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, broken / AVERAGE)
+    shutil.rmtree(removed)
+    told: list[str] = []
+    with recorded(tmp_path, lambda _: None, told.append) as curve:
+        previews = opened(curve)
+        for checkpoint in (broken, removed, good):
+            previews.show(checkpoint)
+            ray.get(previews._actor.finish.remote())
+        previews.close()
+        wait_until(lambda: bool(told))
+    assert drawn(checkpoints) == [good]
+    (line,) = told
+    assert re.fullmatch(r"preview of 100 images left out: images are not finite: .*; training goes on", line)
+
+
+def test_a_checkpoint_that_is_not_there_any_more_is_named_so(checkpoints: list[Path]) -> None:
+    shutil.rmtree(checkpoints[0])
+    sketch = Preview.of(config())
+    assert sketch is not None
+    with pytest.raises(FileNotFoundError, match="newer checkpoints have taken its place"):
+        sketch.draw(checkpoints[0], torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_process_is_told_of_once_and_followed_by_another(checkpoints: list[Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    with recorded(tmp_path, lambda _: None) as curve:
+        previews = opened(curve, told.append)
+        previews.show(checkpoints[0])
+        ray.get(previews._actor.finish.remote())
+        assert ray.get(previews._actor.__ray_call__.remote(lambda _: os.nice(0))) == 19
+        os.kill(ray.get(previews._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        previews.show(checkpoints[1])  # its death may not be known yet
+        wait_until(lambda: bool(ray.wait([previews._answer], timeout=0)[0]))
+        for checkpoint in checkpoints[2:]:
+            previews.show(checkpoint)
+        previews.close()
+    assert checkpoints[-1] in drawn(checkpoints)
+    (line,) = told
+    assert re.fullmatch(r"preview process has died: .*; training goes on", line)
+
+
+def test_a_picture_that_is_there_is_not_drawn_again(checkpoints: list[Path]) -> None:
+    picture_of(checkpoints[0]).parent.mkdir()
+    picture_of(checkpoints[0]).write_bytes(b"kept")
+    previews = opened(None)
+    previews.show(checkpoints[0])
+    previews.close()
+    assert previews._actor is None
+
+
+def test_the_last_checkpoint_starts_no_process_where_it_is_the_only_one(checkpoints: list[Path]) -> None:
+    previews = opened(None, final_images=100)
+    previews.show(checkpoints[0])
+    previews.close()
+    assert previews._actor is None
+
+
+def test_a_process_that_cannot_be_started_is_told_of_once(
+    checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Previews) -> None:
+        raise RuntimeError("no room\nanother line")
+
+    monkeypatch.setattr(Previews, "_started", refuse)
+    told: list[str] = []
+    previews = opened(None, told.append)
+    for checkpoint in checkpoints:
+        previews.show(checkpoint)
+    previews.close()
+    assert told == ["preview of 100 images left out: no room; training goes on"]
+
+
+def test_pictures_are_no_part_of_what_decides_a_result() -> None:
+    assert identity(config(preview_images=0)) == identity(config(preview_images=16))
+    assert Preview.of(config(preview_images=0)) is None
+
+
+def test_guidance_by_a_classifier_that_is_trained_later_is_left_out() -> None:
+    told = CONFIG | {"conditioning": {"kind": "class_label", "classes": 10}}
+    ways: dict[str, dict[str, Any]] = {
+        "classifier": {"kind": "classifier", "scale": 2, "classifier": {"classes": 10, "channel_multipliers": [1]}},
+        "classifier_free": {"kind": "classifier_free", "scale": 2},
+    }
+    kinds = {}
+    for name, guidance in ways.items():
+        found = Preview.of(Config.model_validate(told | {"sample": told["sample"] | {"guidance": guidance}}))
+        assert found is not None
+        kinds[name] = type(found.guidance)
+        assert found.seeds == range(7, 12)
+    assert kinds == {"classifier": NoGuidance, "classifier_free": ClassifierFreeGuidance}
+
+
+@pytest.mark.parametrize(
+    ("device", "shown", "expected"),
+    [
+        ("cpu", "0,1", None),
+        ("cuda", "", "0"),
+        ("cuda:2", None, "2"),
+        ("cuda:1", "4,7", "7"),
+        ("cuda:0", "GPU-8e3c,GPU-12ab", "GPU-8e3c"),
+    ],
+)
+def test_another_process_sees_the_gpu_of_this_one(device: str, shown: str | None, expected: str | None) -> None:
+    environment = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert visible_gpu(torch.device(device), environment) == expected
