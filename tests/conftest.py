@@ -20,7 +20,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-_ON_CLUSTERS = ("elastic", "failures", "end_to_end", "sweep", "guided", "recipes", "remote_training")
+_ON_CLUSTERS = (
+    "elastic",
+    "end_to_end",
+    "sweep",
+    "preview",
+    "gauges",
+    "failures",
+    "guided",
+    "recipes",
+    "remote_training",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

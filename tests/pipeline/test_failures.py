@@ -40,6 +40,7 @@ CONFIG = {
         "times": {"kind": "loss_second_moment", "intervals": 10},  # whose state must survive, too
         "checkpoint_images": 2_400,
         "log_images": 200,
+        "preview_images": 0,
     },
     "sample": {"images": 60, "chunk_images": 5, "sampler": {"kind": "ddim", "steps": 20}},
     "evaluate": {"extractor": {"kind": "classifier"}},
