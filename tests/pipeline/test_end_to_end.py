@@ -51,7 +51,7 @@ def command(folder: Path, *overrides: str, verb: str = "run") -> list[str]:
 
 def run(folder: Path, *overrides: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=200, cwd=folder, check=False
+        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=400, cwd=folder, check=False
     )
 
 
@@ -199,7 +199,7 @@ def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undi
     assert "protocol" in summary["verdict"]
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

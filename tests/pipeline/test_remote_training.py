@@ -30,7 +30,7 @@ def trained(folder: Path, name: str, *overrides: str) -> dict[str, str]:
     (folder / "tiny.yaml").write_text(RUN_FILE)
     output = folder / name
     command = [sys.executable, "-m", "pipeline", "train", "tiny.yaml", f"output={output}", *overrides]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=folder, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     facts: dict[str, str] = {}
     for done in output.glob("stages/*/done.json"):

@@ -51,7 +51,7 @@ def command(folder: Path, *overrides: str, verb: str = "sweep") -> list[str]:
 def run(folder: Path, *overrides: str, verb: str = "sweep") -> str:
     """What the command printed."""
     finished = subprocess.run(
-        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=200, cwd=folder, check=False
+        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=400, cwd=folder, check=False
     )
     assert (finished.returncode, finished.stderr) == (0, "")
     return finished.stdout
