@@ -145,6 +145,21 @@ def quality_against_evaluations(
     series: name -> (evaluations > 0, value) in any order; a value that is not finite is left out. score: what the y
     axis says. real: what the level line of real images says, and its value.
     """
+    _quality(series, "network evaluations for each image, measured", score, path, real)
+
+
+def quality_against_length(
+    series: Mapping[str, Sequence[tuple[float, float]]], score: str, path: Path, real: tuple[str, float] | None = None
+) -> None:
+    """A score against the relative width of the averaged weights, as `quality_against_evaluations` is drawn. After
+    Karras et al. 2024, figure 5.
+    """
+    _quality(series, "EMA length: sigma_rel, as a share of the training", score, path, real)
+
+
+def _quality(
+    series: Mapping[str, Sequence[tuple[float, float]]], x: str, score: str, path: Path, real: tuple[str, float] | None
+) -> None:
     lines = {
         name: np.array(sorted(point for point in points if np.isfinite(point).all()), dtype=np.float64)
         for name, points in series.items()
@@ -156,7 +171,7 @@ def quality_against_evaluations(
         )
     figure = Figure(figsize=(9, max(4.8, 1 + 0.26 * len(lines))), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="network evaluations for each image, measured", ylabel=score)
+    axes = figure.add_subplot(xlabel=x, ylabel=score)
     for number, line in enumerate(lines.values()):
         axes.plot(
             *line.T,
@@ -166,7 +181,7 @@ def quality_against_evaluations(
             markersize=5,
         )
     points = np.concatenate(list(lines.values()))
-    _log_evaluations(axes, points[:, 0])
+    _log_axis(axes, points[:, 0])
     _scale(axes, points[:, 1] if real is None else np.append(points[:, 1], real[1]))
     if real is not None:
         axes.axhline(real[1], color=INK, linewidth=1, linestyle=(0, (6, 4)), zorder=1)
@@ -239,13 +254,13 @@ def _save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(draft)
 
 
-def _log_evaluations(axes: Axes, evaluations: NDArray[np.float64]) -> None:
+def _log_axis(axes: Axes, values: NDArray[np.float64]) -> None:
     """A logarithmic x axis whose ticks are the values themselves, as many as can be read."""
     axes.set_xscale("log")
-    axes.set_xlim(evaluations.min() / 1.15, evaluations.max() * 1.15)
-    apart = 0.06 * np.log(evaluations.max() * 1.15**2 / evaluations.min())
+    axes.set_xlim(values.min() / 1.15, values.max() * 1.15)
+    apart = 0.06 * np.log(values.max() * 1.15**2 / values.min())
     ticks: list[float] = []
-    for value in np.unique(evaluations):
+    for value in np.unique(values):
         if not ticks or np.log(value / ticks[-1]) > apart:
             ticks.append(value)
     axes.xaxis.set_major_locator(FixedLocator(ticks))

@@ -24,7 +24,7 @@ from .editing import (
     slerp,
     strength_time,
 )
-from .ema import EMA, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -70,6 +70,7 @@ __all__ = [
     "RK45",
     "VESDE",
     "VPSDE",
+    "WIDEST_SIGMA_REL",
     "ADMUNet",
     "Ancestral",
     "Augmentation",

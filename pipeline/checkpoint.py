@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from model import EMAs, LossHistory
+from model import EMAs, LossHistory, PowerFunctionEMA
+from model import Snapshot as Moment
 
+from .averages import AVERAGES, keep
 from .curve import Point
 from .errors import TrainingError
 from .files import read_json, sha256_of, write_json
@@ -67,7 +69,12 @@ class TrainState:
             "sums": self.sums,
             "curve": list(self.curve),
         }
-        return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest)
+        kept = {
+            average_file(number): Moment(images_seen=self.images_seen, sigma_rel=profile.sigma_rel)
+            for number, profile in enumerate(self.ema.profiles)
+            if isinstance(profile, PowerFunctionEMA)
+        }
+        return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
 
     def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
@@ -124,6 +131,8 @@ class Snapshot:
     optimizer: dict[str, Any]
     manifest: dict[str, Any]
     """Without the digests of the files."""
+    kept: dict[str, Moment]
+    """The files that are kept when the checkpoint is removed, and what they hold."""
 
     @property
     def name(self) -> str:
@@ -131,7 +140,10 @@ class Snapshot:
         return f"{_PREFIX}{self.manifest['images_seen']:012d}"
 
     def write(self, folder: Path) -> Path:
-        """The checkpoint, whole and on the disk, within `folder`. -> its path. OSError where the storage refuses."""
+        """The checkpoint, whole and on the disk, within `folder`; what is kept of it, in the folder `averages` beside.
+
+        -> its path. OSError where the storage refuses.
+        """
         final, draft = folder / self.name, folder / f"{_UNFINISHED}{self.name}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -145,6 +157,10 @@ class Snapshot:
         for name in names:
             _to_disk(draft / name)
         write_json(draft / MANIFEST, self.manifest | {"sha256": {name: sha256_of(draft / name) for name in names}})
+        for name, moment in self.kept.items():  # before it has its name: whatever goes on from it has them
+            keep(draft / name, folder.parent / AVERAGES, moment)
+        if self.kept:
+            _to_disk(folder.parent / AVERAGES)
         shutil.rmtree(final, ignore_errors=True)  # the same moment, of an attempt before this one
         draft.rename(final)
         _to_disk(folder)

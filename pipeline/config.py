@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from evaluation import Extractor, Likelihood, check_likelihoods
 from model import (
     AUGMENT_LABELS,
+    WIDEST_SIGMA_REL,
     Augmentation,
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -25,6 +26,7 @@ from model import (
     NCSNpp,
     Network,
     NoGuidance,
+    PowerFunctionEMA,
     Record,
     Sampler,
     Simple,
@@ -72,7 +74,7 @@ class TrainConfig(Record):
     ema: EMAProfile = ExponentialEMA()
     """Average of the weights, from which images are sampled."""
     also_averaged: tuple[EMAProfile, ...] = ()
-    """Further averages, kept in every checkpoint."""
+    """Further averages, kept in every checkpoint; power functions for good, see sample.sigma_rel."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; weights, loss and optimizer stay float32. auto: bf16 on GPUs, fp32 on CPUs."""
     compile: Annotated[bool, Resource] = False
@@ -113,6 +115,10 @@ class SampleConfig(Record):
     """How noise becomes an image."""
     guidance: Guidance = NoGuidance()
     """How strongly the class of an image is followed."""
+    sigma_rel: float | None = Field(None, gt=0, le=WIDEST_SIGMA_REL)
+    """Relative width of the power-function average to draw from, made after the training of those of train.ema and
+    train.also_averaged at each checkpoint, best of two widths, 0.05 and 0.1 (Karras et al. 2024, section 3.2); null:
+    the average of train.ema."""
 
 
 class EvaluateConfig(Record):
@@ -221,6 +227,7 @@ class Config(Record):
         mistakes += self._guidance_mistakes()
         mistakes += self._sampler_mistakes()
         mistakes += self._augmentation_mistakes()
+        mistakes += self._average_mistakes()
         if not mistakes:  # where the target is singular, so are its weights
             mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
             mistakes += _refusal(
@@ -269,6 +276,15 @@ class Config(Record):
             yield (
                 f"sample.sampler.clip: {sampler.clip} keeps images in [-1, 1], and latents of codec {self.codec.kind} "
                 "lie beyond; use none"
+            )
+
+    def _average_mistakes(self) -> Iterator[str]:
+        kept = any(isinstance(profile, PowerFunctionEMA) for profile in (self.train.ema, *self.train.also_averaged))
+        if self.sample.sigma_rel is not None and not kept:
+            yield (
+                f"sample.sigma_rel: {self.sample.sigma_rel:g} is made of power-function averages, and train.ema and "
+                'train.also_averaged keep none; set train.also_averaged="[{kind: power_function, sigma_rel: 0.05}, '
+                '{kind: power_function, sigma_rel: 0.1}]", or sample.sigma_rel to null'
             )
 
     def _augmentation_mistakes(self) -> Iterator[str]:

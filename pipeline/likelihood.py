@@ -24,7 +24,7 @@ from .reader import ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .stage import Run
-from .trained_model import ModelFolders
+from .trained_model import ModelFolders, weights_identity
 
 CURVES = "bound.npz"
 _LARGEST_ODE_BATCH = 64  # images: their gradients are kept
@@ -35,8 +35,7 @@ class LikelihoodWork:
     """What the actors that measure one likelihood share."""
 
     likelihood: VariationalBound | ODELikelihood
-    model_folder: Path
-    """Of the finished training."""
+    model: ModelFolders
     index_folder: Path
     folder: Path
     """For the results."""
@@ -91,7 +90,7 @@ class LikelihoodWriter:
         torch.set_num_threads(threads)
         self.work = work
         self.device = torch.device(work.device_type)
-        self.model = ModelFolders(work.model_folder, None).load(NO_GUIDANCE, self.device)
+        self.model = work.model.load(NO_GUIDANCE, self.device)
         self.reader = ShardReader(ShardIndex.load(work.index_folder), work.likelihood.split, "none", work.shard_cache)
 
     def write(self, batch: int) -> None:
@@ -152,14 +151,14 @@ def _line(scores: Mapping[str, float | None], likelihood: Likelihood) -> tuple[s
 
 
 def _work(run: Run, likelihood: Likelihood) -> LikelihoodWork:
-    train, prepare = run.results["train"], run.results["prepare"]
+    prepare = run.results["prepare"]
     batch_images = min(run.config.sample.chunk_images, likelihood.images)
     if isinstance(likelihood, ODELikelihood):
         batch_images = min(batch_images, _LARGEST_ODE_BATCH)
     device = run.joined.device_type
     decided_by = {
         "likelihood": identity(likelihood),
-        "model": train.facts["weights_digest"],
+        "model": weights_identity(run),
         "spec": identity(run.config.spec),
         "data": prepare.facts["data_digest"],
         "batch_images": batch_images,
@@ -167,7 +166,7 @@ def _work(run: Run, likelihood: Likelihood) -> LikelihoodWork:
     }
     folder = run.output / "stages" / f"likelihood-{digest(decided_by)[:12]}"
     return LikelihoodWork(
-        likelihood, train.folder, prepare.folder, folder, device, run.config.data.shard_cache, batch_images
+        likelihood, ModelFolders.of(run), prepare.folder, folder, device, run.config.data.shard_cache, batch_images
     )
 
 

@@ -18,7 +18,7 @@ from .registry import register
 from .sample import STRIP, Chunks
 from .stage import Facts, Run, Stage
 from .stored_model import DESCRIPTION
-from .trained_model import described
+from .trained_model import ModelFolders, described
 
 CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}
@@ -47,10 +47,10 @@ class Register(Stage):
         assert run.tracked is not None
         package = self._package(run, folder)
         speeds = {name: run.results[stage].facts["images_per_s"] for name, stage in _SPEEDS.items()}
-        evaluations = {"network_evaluations": run.results["sample"].facts["network_evaluations"]}
+        sampled = {name: run.results["sample"].facts[name] for name in ("network_evaluations", "reconstruction_error")}
         guide = run.results.get("guide")
         guided = {"guide_cross_entropy": guide.facts["loss"]} if guide else {}
-        run.tracked.log_metrics(speeds | evaluations | guided, package.trained_images, package.trained_ms)
+        run.tracked.log_metrics(speeds | sampled | guided, package.trained_images, package.trained_ms)
         run.tracked.log_files([package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
         registered = register(run.tracked, package, run.config.register_.model_name)
@@ -71,7 +71,7 @@ class Register(Stage):
         write_json(folder / DESCRIPTION, described(run.config))
         return ModelPackage(
             run_key=digest(self.identity(run)),
-            weights=train.folder / WEIGHTS,
+            weights=ModelFolders.of(run).weights,
             description=folder / DESCRIPTION,
             classifier=guide.folder / WEIGHTS if guide else None,
             config=run.folder / CONFIG,

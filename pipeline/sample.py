@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from model import generate
 
+from .checkpoint import weights_digest
 from .config import SampleConfig
 from .drawing import images_counted, strip
 from .errors import DataError, TrainingError
@@ -23,7 +25,7 @@ from .fan_out import actor_pool, fan_out, result_of, wait_until_ready
 from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
-from .trained_model import ModelFolders
+from .trained_model import ModelFolders, made_average, weights_identity
 
 STRIP = "strip.npz"
 _STRIP_IMAGES = 8
@@ -33,12 +35,12 @@ class Sample(Stage):
     """Draws `sample.images` images; chunks that exist already are kept."""
 
     name = "sample"
-    format = 3
+    format = 4
 
     def identity(self, run: Run) -> Any:
         guide = run.results.get("guide")
         return {
-            "model": run.results["train"].facts["weights_digest"],
+            "model": weights_identity(run),
             "guide": guide and guide.facts["weights_digest"],
             "spec": identity(run.config.spec),
             "sample": identity(run.config.sample),
@@ -47,7 +49,7 @@ class Sample(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config.sample
         device = run.joined.device_type
-        folders = ModelFolders.of(run)
+        folders, average = ModelFolders.of(run), made_average(run)
         chunks = Chunks(folder, config, device)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
         needs_strip = not (folder / STRIP).exists()
@@ -72,6 +74,9 @@ class Sample(Stage):
             "network_evaluations": chunks.network_evaluations(),
             "images_per_s": round(to_draw / seconds, 1) if missing else None,
             "device_type": device,
+            "weights_digest": weights_digest(load_file(folders.weights)),
+            "sigma_rel": config.sigma_rel,
+            "reconstruction_error": average and average.reconstruction.error,
         }
 
     def figure(self, facts: Facts) -> str:

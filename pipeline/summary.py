@@ -9,6 +9,7 @@ from .likelihood import in_words
 from .mlflow_store import redacted
 from .stage import Run
 from .terminal import StageReport
+from .trained_model import made_average
 
 SUMMARY = "summary.json"
 
@@ -37,7 +38,8 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "extractor": evaluated["extractor"],
         "protocol": read_json(results["evaluate"].folder / PROTOCOL),
         "protocol_digest": evaluated["protocol_digest"],
-        "weights_digest": results["train"].facts["weights_digest"],
+        "weights_digest": results["sample"].facts["weights_digest"],
+        "reconstruction_error": results["sample"].facts["reconstruction_error"],
         "guide_weights_digest": results["guide"].facts["weights_digest"] if "guide" in results else None,
         "parameters": results["train"].facts["parameters"],
         "trained_images": results["train"].facts["images"],
@@ -75,6 +77,8 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         facts["class agreement"] = (
             f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
         )
+    if average := made_average(run):
+        facts["average"] = str(average)
     facts |= in_words(scores, run.config.evaluate.likelihoods)
     facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
     facts["pictures"] = str(run.folder / "samples.png")

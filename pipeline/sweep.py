@@ -25,10 +25,11 @@ from .stage import Facts, Run, Stage
 from .terminal import Terminal, duration, rate
 from .tracking import TrackedRun, flatten
 
-TABLE, PLOT = "sweep.csv", "sweep.png"
+TABLE, PLOT, LENGTH_PLOT = "sweep.csv", "sweep.png", "sweep-sigma_rel.png"
 
 _SHARED, _EACH = FLOW[:2], FLOW[2:-1]
 _LENGTHS = ("steps", "rtol", "atol")  # keys that only move a sampler along its line of the plot
+_SIGMA_REL = "sample.sigma_rel"  # the x axis of a plot of its own
 _CELL_CHARACTERS = 30
 _METRIC_CHARACTERS = 200  # MLflow takes 250
 
@@ -49,6 +50,12 @@ class Point:
         return float(self.sampled["network_evaluations"])
 
     @property
+    def sigma_rel(self) -> float | None:
+        """Relative width of the average that was drawn from; None: the average of `train.ema`."""
+        value: float | None = self.sampled["sigma_rel"]
+        return value
+
+    @property
     def name(self) -> str:
         """Of the score that decides, lower is better."""
         return str(self.scored["primary_score"])
@@ -64,6 +71,7 @@ class Point:
         return {
             **self.settings,
             "network_evaluations": self.evaluations,
+            **({} if self.sigma_rel is None else {"reconstruction_error": self.sampled["reconstruction_error"]}),
             "images": self.sampled["images"],
             "images_per_s": self.sampled["images_per_s"],
             "primary_score": self.name,
@@ -136,6 +144,10 @@ class Sweep:
         settings = {key: value for key, value in point.settings.items() if key.rpartition(".")[2] not in _LENGTHS}
         return self.words(settings)
 
+    def series_of_lengths(self, point: Point) -> str:
+        """The same where the average's length is the x axis."""
+        return self.words({key: value for key, value in point.settings.items() if key != _SIGMA_REL})
+
 
 def run_sweep(combinations: Sequence[Combination], terminal: Terminal) -> list[Point]:
     """Trains where there is no checkpoint, draws and scores each combination, and sets them side by side.
@@ -199,9 +211,7 @@ def _reach(sweep: Sweep, number: int) -> Point:
 
 
 def _write(sweep: Sweep, points: Sequence[Point], heldout_images: int) -> Iterator[Path]:
-    """The table, and a plot for each score that decides. Yields their paths."""
-    from evaluation.pictures import quality_against_evaluations
-
+    """The table, and plots for each score that decides. Yields their paths."""
     rows = [point.row | implied for point, implied in zip(points, sweep.implied, strict=True)]
     columns = [*sweep.short_names, *dict.fromkeys(key for row in rows for key in row if key not in sweep.short_names)]
     text = io.StringIO()
@@ -215,16 +225,48 @@ def _write(sweep: Sweep, points: Sequence[Point], heldout_images: int) -> Iterat
         measured = [point for point in points if point.name == name and point.score() is not None]
         if not measured:
             continue
-        path = sweep.folder / (PLOT if len(names) == 1 else f"{Path(PLOT).stem}-{name}.png")
-        series: dict[str, list[tuple[float, float]]] = {}
-        for point in measured:
-            series.setdefault(sweep.series(point) or "samples", []).append((point.evaluations, point.score() or 0.0))
-        images = sorted({point.sampled["images"] for point in measured})
-        of_samples = f" of {images[0]:,} samples" if len(images) == 1 else ""
-        real, few = measured[0].score("_heldout"), " (so few score higher)" if heldout_images < images[0] else ""
-        real_line = None if real is None else (f"{heldout_images:,} held-out images{few}", real)
-        quality_against_evaluations(series, f"{name}{of_samples}; lower is better", path, real_line)
+        suffix = "" if len(names) == 1 else f"-{name}"
+        yield from _plot(sweep, measured, heldout_images, suffix)
+
+
+def _plot(sweep: Sweep, points: Sequence[Point], heldout_images: int, suffix: str) -> Iterator[Path]:
+    """The score over network evaluations, and over the averages' lengths where these are swept. Yields the paths.
+
+    Where lengths are swept and nothing else changes the evaluations, only over lengths.
+    """
+    from evaluation.pictures import quality_against_evaluations, quality_against_length
+
+    images, name = sorted({point.sampled["images"] for point in points}), points[0].name
+    label = f"{name}{f' of {images[0]:,} samples' if len(images) == 1 else ''}; lower is better"
+    real, few = points[0].score("_heldout"), " (so few score higher)" if heldout_images < images[0] else ""
+    real_line = None if real is None else (f"{heldout_images:,} held-out images{few}", real)
+    by_evaluations = [(sweep.series(point), point.evaluations, point) for point in points]
+    by_length = [(sweep.series_of_lengths(point), point.sigma_rel, point) for point in points if point.sigma_rel]
+    swept = _SIGMA_REL in sweep.short_names
+    if not swept or _varies_at_one_length(points):
+        path = sweep.folder / PLOT.replace(".", f"{suffix}.")
+        quality_against_evaluations(_lines(by_evaluations), label, path, real_line)
         yield path
+    if swept and by_length:
+        path = sweep.folder / LENGTH_PLOT.replace(".", f"{suffix}.")
+        quality_against_length(_lines(by_length), label, path, real_line)
+        yield path
+
+
+def _varies_at_one_length(points: Sequence[Point]) -> bool:
+    """Whether the evaluations differ among points of one average."""
+    each: dict[float | None, set[float]] = {}
+    for point in points:
+        each.setdefault(point.sigma_rel, set()).add(point.evaluations)
+    return any(len(evaluations) > 1 for evaluations in each.values())
+
+
+def _lines(places: Sequence[tuple[str, float, Point]]) -> dict[str, list[tuple[float, float]]]:
+    """Series, x and point -> the lines of a plot."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for series, x, point in places:
+        lines.setdefault(series or "samples", []).append((x, point.score() or 0.0))
+    return lines
 
 
 def _log(page: TrackedRun, sweep: Sweep, points: Sequence[Point], files: Sequence[Path]) -> None:

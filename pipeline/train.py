@@ -17,14 +17,8 @@ from safetensors.torch import load_file
 from evaluation.atomic import whole_file
 from model import Denoising
 
-from .checkpoint import (
-    AVERAGE,
-    MANIFEST,
-    SPEC,
-    WEIGHTS,
-    newest_checkpoint,
-    weights_digest,
-)
+from .averages import AVERAGES, kept
+from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, weights_digest
 from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
@@ -43,7 +37,7 @@ class Train(Stage):
     """Trains by DDP, from the last checkpoint where there is one, and keeps the averaged weights."""
 
     name = "train"
-    format = 3
+    format = 4
 
     def identity(self, run: Run) -> Any:
         return {
@@ -172,6 +166,7 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
         "images_per_s": steady_images_per_s(points),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "weights_digest": weights_digest(weights),
+        "averages": kept(folder / AVERAGES),
     }
 
 

@@ -21,6 +21,7 @@ from ray import train as ray_train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from .averages import AVERAGES, clear_half_kept
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
 from .curve import Gauges
 from .errors import DataError
@@ -104,6 +105,7 @@ class Worker:
         if self.rank != 0:
             return None
         clear_unfinished(self.writer.folder)
+        clear_half_kept(Path(self.job.folder, AVERAGES))
         newest = newest_checkpoint(Path(self.job.folder), self._say)
         return str(newest) if newest else None
 

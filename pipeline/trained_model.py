@@ -1,17 +1,18 @@
 """A trained model on disk, and back in memory."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model import ClassLabels, Guidance, ModelSpec, TrainedModel
+from model import ClassLabels, Guidance, ModelSpec, Snapshot, TrainedModel
 
+from .averages import AVERAGES, MadeAverage
 from .checkpoint import SPEC, WEIGHTS
 from .config import Config
-from .files import write_json
+from .files import digest, write_json
 from .stage import Run
 from .stored_model import DESCRIPTION, FORMAT, assembled
 
@@ -24,6 +25,21 @@ def described(config: Config) -> dict[str, Any]:
     return {"format": FORMAT, **described_parts, "labels_withheld": withheld}
 
 
+def made_average(run: Run) -> MadeAverage | None:
+    """The average of `sample.sigma_rel`, made yet or not, of a run that has been trained; None: that of `train.ema`."""
+    sigma_rel, train = run.config.sample.sigma_rel, run.results["train"]
+    if sigma_rel is None:
+        return None
+    wanted = Snapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
+    return MadeAverage(train.folder / AVERAGES, train.facts["averages"], wanted)
+
+
+def weights_identity(run: Run) -> str:
+    """Digest of what decides the weights that a run draws from; no reconstruction has to be made for it."""
+    average, facts = made_average(run), run.results["train"].facts
+    return facts["weights_digest"] if average is None else digest([average.wanted.model_dump(), average.kept])
+
+
 @dataclass(frozen=True)
 class ModelFolders:
     """Where the stages have left a model's parts."""
@@ -31,20 +47,33 @@ class ModelFolders:
     train: Path
     guide: Path | None
     """Where the classifier that guides is; None: there is none."""
+    weights_file: str = WEIGHTS
+    """Of the weights that images are drawn from, relative to `train`."""
 
     @classmethod
     def of(cls, run: Run) -> "ModelFolders":
-        """Those of a run that has been trained."""
-        guide = run.results.get("guide")
-        return cls(run.results["train"].folder, guide.folder if guide else None)
+        """Those of a run that has been trained; the average that it draws from is made where it is not there yet."""
+        guide, average = run.results.get("guide"), made_average(run)
+        folders = cls(run.results["train"].folder, guide.folder if guide else None)
+        if average is None:
+            return folders
+        if not average.file.exists():
+            run.terminal.line(str(average))
+            average.make()
+        return replace(folders, weights_file=str(average.file.relative_to(folders.train)))
+
+    @property
+    def weights(self) -> Path:
+        """Safetensors that images are drawn from."""
+        return self.train / self.weights_file
 
     def write_description(self, config: Config, folder: Path) -> None:
         """`model.json` in a run's folder, with the places of the weights relative to it."""
-        weights = {"weights": self.train, "classifier": self.guide}
-        places = {name: part and os.path.relpath(part / WEIGHTS, folder) for name, part in weights.items()}
+        weights = {"weights": self.weights, "classifier": self.guide and self.guide / WEIGHTS}
+        places = {name: file and os.path.relpath(file, folder) for name, file in weights.items()}
         write_json(folder / DESCRIPTION, described(config) | places)
 
     def load(self, guidance: Guidance, device: torch.device) -> TrainedModel:
         """The model with all that this guidance needs."""
         spec = ModelSpec.model_validate_json((self.train / SPEC).read_text())
-        return assembled(spec, guidance, self.train / WEIGHTS, self.guide and self.guide / WEIGHTS, device)
+        return assembled(spec, guidance, self.weights, self.guide and self.guide / WEIGHTS, device)

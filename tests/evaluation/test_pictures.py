@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from evaluation.pictures import (
     image_grid,
     loss_curve,
     quality_against_evaluations,
+    quality_against_length,
     rate_distortion_curve,
     real_and_generated,
 )
@@ -171,10 +173,13 @@ def count_of(picture: np.ndarray, color: str) -> int:
     return int((picture == np.frombuffer(bytes.fromhex(color[1:]), np.uint8)).all(axis=2).sum())
 
 
-@pytest.mark.parametrize("count", [1, 8, 30])
-def test_every_series_is_drawn_and_named_in_its_colour(tmp_path: Path, count: int) -> None:
-    series = {f"sampler {number}": [(20, 2 + number), (5, 9 + number)] for number in range(count)}
-    quality_against_evaluations(series, "fid", tmp_path / "sweep.png", ("held-out images", 1.5))
+@pytest.mark.parametrize(
+    ("draw", "x", "count"),
+    [(quality_against_evaluations, 5, count) for count in (1, 8, 30)] + [(quality_against_length, 0.05, 2)],
+)
+def test_every_series_is_drawn_and_named_in_its_colour(tmp_path: Path, draw: Any, x: float, count: int) -> None:
+    series = {f"sampler {number}": [(4 * x, 2 + number), (x, 9 + number)] for number in range(count)}
+    draw(series, "fid", tmp_path / "sweep.png", ("held-out images", 1.5))
     picture = pixels(tmp_path / "sweep.png")
     names = picture[:, 800:]
     for color in COLORS[:count]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import EMAs, ExponentialEMA, LossHistory, PowerFunctionEMA
+from model import EMAs, ExponentialEMA, LossHistory
 from pipeline.checkpoint import (
     CHECKPOINTS,
     FORMAT,
@@ -37,7 +37,7 @@ IDENTITY = {"train": {"learning_rate": 0.1}, "data": "d"}
 def new_state(seed: int = 0) -> TrainState:
     torch.manual_seed(seed)
     network = nn.Linear(3, 2)
-    averages = EMAs(network, ExponentialEMA(half_life_images=10), PowerFunctionEMA(sigma_rel=0.1))
+    averages = EMAs(network, ExponentialEMA(half_life_images=10), ExponentialEMA(half_life_images=20))
     return TrainState(network, torch.optim.Adam(network.parameters(), lr=0.1, fused=True), averages)
 
 

@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from evaluation import pictures
 from model import DDIM
 from pipeline.combinations import combine
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.errors import ConfigError
 from pipeline.mlflow_store import connect
 from pipeline.sweep import Point, Sweep, _show, _write
 from pipeline.terminal import Terminal
@@ -200,8 +203,11 @@ def sweep_of(tmp_path: Path, *overrides: str) -> Sweep:
     return Sweep(combine(file, [f"output={tmp_path / 'out'}", *overrides]), terminal)
 
 
-def point(settings: Mapping[str, str], evaluations: float, **scores: float | None) -> Point:
-    sampled = {"images": 2_000, "images_per_s": None, "network_evaluations": evaluations}
+def point(
+    settings: Mapping[str, str], evaluations: float, sigma_rel: float | None = None, **scores: float | None
+) -> Point:
+    sampled = {"images": 2_000, "images_per_s": None, "network_evaluations": evaluations, "sigma_rel": sigma_rel}
+    sampled["reconstruction_error"] = sigma_rel and 0.01
     name = next(iter(scores))
     reasons = {} if scores[name] is not None else {name: "too few images"}
     scored = {"primary_score": name, "scores": scores, "reasons": reasons, "protocol_digest": "d"}
@@ -278,3 +284,82 @@ def test_two_extractors_are_two_columns_and_two_plots(tmp_path: Path) -> None:
         "2                         2     3",
         "3                         3                      1",
     ]
+
+
+AVERAGED = "train.also_averaged=[{kind: power_function, sigma_rel: 0.05}, {kind: power_function, sigma_rel: 0.1}]"
+
+
+def lines_of(picture: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[tuple[float, float]]]]:
+    """The lines of each picture of this name that is drawn from now on."""
+    drawn: list[dict[str, list[tuple[float, float]]]] = []
+    draw = getattr(pictures, picture)
+
+    def noted(series: dict[str, list[tuple[float, float]]], *arguments: Any) -> None:
+        drawn.append(series)
+        draw(series, *arguments)
+
+    monkeypatch.setattr(pictures, picture, noted)
+    return drawn
+
+
+def written(sweep: Sweep, evaluations: Mapping[str, float]) -> list[str]:
+    """Names of the files of a sweep whose combinations have these evaluations by steps, and score 10 sigma_rel."""
+    points = []
+    for combination in sweep.combinations:
+        sigma_rel = combination.config.sample.sigma_rel
+        steps = combination.settings.get("sample.sampler.steps", "")
+        points.append(point(combination.settings, evaluations[steps], sigma_rel, fid=10 * (sigma_rel or 1)))
+    return [path.name for path in _write(sweep, points, 360)]
+
+
+def test_swept_lengths_of_the_average_have_a_plot_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = lines_of("quality_against_length", monkeypatch)
+    sweep = sweep_of(tmp_path, AVERAGED, "sample.sigma_rel=0.1,null,0.05")
+    assert written(sweep, {"": 4}) == ["sweep.csv", "sweep-sigma_rel.png"]
+    assert drawn == [{"samples": [(0.1, 1.0), (0.05, 0.5)]}]  # that of train.ema has no such length
+    with (sweep.folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["sample.sigma_rel"] for row in table] == ["0.1", "null", "0.05"]
+    assert [row["reconstruction_error"] for row in table] == ["0.01", "", "0.01"]
+    with Image.open(sweep.folder / "sweep-sigma_rel.png") as picture:
+        picture.load()
+
+
+def test_what_else_is_swept_makes_the_series_and_its_evaluations_the_other_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, evaluations = (lines_of(f"quality_against_{what}", monkeypatch) for what in ("length", "evaluations"))
+    sweep = sweep_of(tmp_path, AVERAGED, "sample.sigma_rel=0.05,0.1", "sample.sampler.steps=2,3")
+    assert written(sweep, {"2": 2, "3": 3}) == ["sweep.csv", "sweep.png", "sweep-sigma_rel.png"]
+    assert lengths == [{"steps 2": [(0.05, 0.5), (0.1, 1.0)], "steps 3": [(0.05, 0.5), (0.1, 1.0)]}]
+    assert evaluations == [{"sigma_rel 0.05": [(2, 0.5), (3, 0.5)], "sigma_rel 0.1": [(2, 1.0), (3, 1.0)]}]
+
+
+def test_a_length_without_an_average_to_make_it_of_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sample.sigma_rel=0.1\n.*\n.*sample.sigma_rel: 0.1 is made of power-function"
+    ):
+        sweep_of(tmp_path, "sample.sigma_rel=null,0.1")
+
+
+@pytest.mark.slow
+def test_a_sweep_of_lengths_draws_from_one_training(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RUN_FILE)
+    printed = run(tmp_path, AVERAGED, "train.checkpoint_images=160", "sample.sigma_rel=0.05,0.07,0.2")
+    folder = results(tmp_path)
+    assert {path.name for path in folder.iterdir()} >= {"sweep.csv", "sweep-sigma_rel.png"}
+    assert not (folder / "sweep.png").exists()
+    (training,) = tmp_path.glob("outputs/stages/train-*")
+    made = sorted(path.name for path in (training / "averages").iterdir())
+    assert made == [
+        *(f"images-{seen:012d}-sigma_rel-{each}.safetensors" for seen in (160, 320, 480, 640) for each in (0.05, 0.1)),
+        *(f"sigma_rel-{each}.safetensors" for each in (0.05, 0.07, 0.2)),
+    ]
+    errors = [float(row["reconstruction_error"]) for row in rows(tmp_path)]
+    assert errors[0] < 1e-6 < errors[1] < 0.1 < errors[2]
+    assert "sigma_rel 0.07: made of 8 kept averages" in printed
+    assert printed.count("train anew with a smaller train.checkpoint_images") == 1
+    before = times_of_results(tmp_path)
+    again = run(tmp_path, AVERAGED, "sample.sigma_rel=0.05,0.07,0.2")  # a cadence is no part of what is computed
+    assert again.count("found again") == 3
+    assert times_of_results(tmp_path) == before

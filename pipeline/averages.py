@@ -1,0 +1,108 @@
+"""Power-function averages of a training, kept at each of its checkpoints, and averages of other lengths made of them.
+
+Karras et al. 2024, section 3.2. Checkpoints come and go, these stay: each is a file of the folder `averages` in the
+training's, named by the images seen and its relative width; an average made of them lies beside them.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from evaluation.atomic import whole_file
+from model import Reconstruction, Snapshot, combine_weights, reconstruct_average
+
+from .errors import TrainingError
+from .files import sha256_of, write_bytes
+
+AVERAGES = "averages"
+LARGE_ERROR = 0.1
+"""Of a reconstruction. Weights that scatter like white noise around their mean leave in an average a scatter
+proportional to its profile's norm, so the error is the reconstruction's own scatter in units of the average's: 0.1 adds
+a hundredth to its variance."""
+
+_KEPT, _MADE = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
+
+
+def keep(file: Path, folder: Path, moment: Snapshot) -> None:
+    """Keeps a checkpoint's file in `folder`, as a hard link where the file system can. OSError where it refuses.
+
+    One of the same moment is replaced: a training that resumed from before makes the same again.
+    """
+    with whole_file(folder / _KEPT.format(moment.images_seen, moment.sigma_rel)) as draft:
+        draft.unlink(missing_ok=True)  # of an attempt that was killed
+        try:
+            os.link(file, draft)
+        except OSError:  # no links there, or another file system; what is amiss otherwise, the copy says, too
+            shutil.copyfile(file, draft)
+
+
+def clear_half_kept(folder: Path) -> None:
+    """Removes what a training that was killed has left half kept."""
+    for path in folder.glob(".*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of the averages in `folder`, when the training ends. One made of them earlier is removed."""
+    for path in folder.glob(_MADE.format("*")):
+        path.unlink()
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("images-*.safetensors"))}
+
+
+def _moment(name: str) -> Snapshot:
+    """What the file of this name holds."""
+    images, sigma_rel = name.removeprefix("images-").removesuffix(".safetensors").split("-sigma_rel-")
+    return Snapshot(images_seen=int(images), sigma_rel=float(sigma_rel))
+
+
+@dataclass(frozen=True)
+class MadeAverage:
+    """The power-function average of a relative width at the end of a training, made of those that it kept."""
+
+    folder: Path
+    """Where the training has kept them."""
+    kept: Mapping[str, str]
+    """File name -> sha256, as `kept` found them."""
+    wanted: Snapshot
+
+    @property
+    def file(self) -> Path:
+        """Where it is, or is to be."""
+        return self.folder / _MADE.format(self.wanted.sigma_rel)
+
+    @cached_property
+    def reconstruction(self) -> Reconstruction:
+        """Coefficients in the order of `kept`, and the error."""
+        return reconstruct_average([_moment(name) for name in self.kept], self.wanted)
+
+    def __str__(self) -> str:
+        """In a line for the terminal, with what to do where the error is large."""
+        error = self.reconstruction.error
+        words = f"sigma_rel {self.wanted.sigma_rel:g}: made of {len(self.kept):,} kept averages, {error:.1%} off"
+        if error <= LARGE_ERROR:
+            return words
+        return f"{words}; keep two widths in train.also_averaged, or train anew with a smaller train.checkpoint_images"
+
+    def make(self) -> None:
+        """Writes the file. TrainingError where one that was kept is missing or damaged."""
+        coefficients = self.reconstruction.coefficients
+        parts = [
+            (coefficient, partial(self._load, name)) for coefficient, name in zip(coefficients, self.kept, strict=True)
+        ]
+        write_bytes(self.file, save(combine_weights(parts)))
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        path, expected = self.folder / name, self.kept[name]
+        found = sha256_of(path) if path.is_file() else "no file"
+        if found != expected:
+            raise TrainingError(
+                f"{path}: sha256 {found[:12]}, expected {expected[:12]}; restore this average, or set "
+                f"sample.sigma_rel=null, or remove {self.folder.parent} to train anew"
+            )
+        return load_file(path)
