@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,25 +158,32 @@ class CheckpointWriter:
     """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
 
     A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
-    checkpoint; `refusals` of them in a row do.
+    checkpoint; `refusals` of them in a row do, and one that takes longer than `timeout_s`, cluster.timeout_s.
     """
 
-    def __init__(self, folder: Path, keep: int, tell: Callable[[str], None], refusals: int = 3) -> None:
-        self.folder, self.keep, self.refusals, self._tell = folder, keep, refusals, tell
+    def __init__(
+        self, folder: Path, keep: int, timeout_s: float, tell: Callable[[str], None], refusals: int = 3
+    ) -> None:
+        self.folder, self.keep, self.timeout_s, self.refusals, self._tell = folder, keep, timeout_s, refusals, tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._refused = 0
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begins to write it, once the one before is done. TrainingError where the storage has refused too often."""
+        """Begins to write it, once the one before is done. TrainingError as of `wait`."""
         self.wait()
         self._writing = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Until nothing is being written. TrainingError where the storage has refused too often."""
+        """Until nothing is being written. TrainingError where the storage has refused too often, or takes too long."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
+        if wait([writing], self.timeout_s).not_done:
+            raise TrainingError(
+                f"{self.folder}: a checkpoint has been waited for {self.timeout_s:g} s (cluster.timeout_s); is the "
+                "storage alive? Earlier ones are kept, and the same command goes on from there"
+            )
         try:
             writing.result()
             self._refused = 0

@@ -38,6 +38,7 @@ from model import (
 from model import Path as GaussianPath  # not a file's
 
 from .keyroles import Resource
+from .mlflow_store import ANSWER_S
 from .sources import DataConfig
 
 Workers = Annotated[int, Field(ge=1)]
@@ -146,7 +147,12 @@ class ClusterConfig(Record):
     max_failures: int = Field(3, ge=0)
     """How often training starts again from its last checkpoint when a worker fails, before the run fails."""
     timeout_s: float = Field(600, gt=0)
-    """Longest wait of workers for one another, seconds, before the run fails instead of hanging."""
+    """Longest wait of the run's processes for one another, seconds, before it fails instead of hanging: for the cluster
+    to answer, for workers to start or to catch up, for the next images, for a checkpoint to be written."""
+    task_timeout_s: float = Field(86_400, gt=0)
+    """Longest time without a finished task while images are drawn and scored, seconds; also for another run that holds
+    the same scores. A task is a chunk of images, which takes hours where a large network draws in many steps on CPUs:
+    set it to a few times what a chunk takes."""
 
 
 class TrackingConfig(Record):
@@ -156,6 +162,9 @@ class TrackingConfig(Record):
     """MLflow tracking address; null: MLFLOW_TRACKING_URI where set, else one SQLite file under output."""
     experiment: str = Field("diffusion", min_length=1)
     """MLflow experiment that the run belongs to."""
+    timeout_s: float = Field(ANSWER_S, gt=0)
+    """Longest wait for MLflow, seconds: for each answer of a server, which is asked up to three times, and at the end
+    for the last points of the training curve."""
 
 
 class Config(Record):

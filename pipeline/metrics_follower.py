@@ -63,7 +63,7 @@ class MetricsFollower:
         if not sent:
             raise TrackingError(
                 f"{self._tail.path}: not all of it could be sent to MLflow within {timeout_s:g} s"
-                f" ({self._problem or 'the answers are too slow'}); the file is complete,"
+                f" (tracking.timeout_s; {self._problem or 'the answers are too slow'}); the file is complete,"
                 " and the same command sends the rest"
             )
 

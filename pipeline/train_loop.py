@@ -21,7 +21,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
-from .errors import DataError
+from .errors import DataError, TrainingError
 from .order import OrderConfig
 from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
@@ -42,7 +42,7 @@ class TrainJob:
     shard_cache: ShardCacheConfig
     threads: int
     timeout_s: float
-    """Longest wait for the next images."""
+    """Longest wait for the next images, for the driver, and for a checkpoint to be written."""
     index_folder: str
     folder: str
     """Of the training; its checkpoints lie below."""
@@ -84,7 +84,9 @@ class Worker:
         self.order = job.order.open(self.reader.shard_sizes, self.config.seed)
         self.step = TrainStep(job.recipe, device, world_size)
         self.state = self.step.state
-        self.writer = CheckpointWriter(Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say)
+        self.writer = CheckpointWriter(
+            Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, job.timeout_s, self._say
+        )
         self.waited_s = 0.0
 
     def newest_checkpoint(self) -> str | None:
@@ -96,7 +98,7 @@ class Worker:
         return str(newest) if newest else None
 
     def resume(self, checkpoint: str | None) -> None:
-        """Goes back to this checkpoint, or begins."""
+        """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
             self.state.load(Path(checkpoint), self.job.identity)
         if self.rank == 0 and self.state.sums:
@@ -193,7 +195,7 @@ class Worker:
                 **({} if goes_on else {"not_finite": True}),
             }
             self.state.curve.append(point)
-            ray.get(self.job.curve.add.remote(point))
+            self._taken(self.job.curve.add.remote(point))
         self.waited_s = 0.0
         return figures.seconds / steps, goes_on
 
@@ -204,7 +206,18 @@ class Worker:
 
     def _say(self, text: str) -> None:
         """A line for the person at the terminal."""
-        ray.get(self.job.curve.say.remote(text))
+        self._taken(self.job.curve.say.remote(text))
+
+    def _taken(self, reference: Any) -> None:
+        """Once what is sent to the driver is there. TrainingError where that takes too long."""
+        try:
+            ray.get(reference, timeout=self.job.timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise TrainingError(
+                f"worker {self.rank} on {socket.gethostname()}: nobody takes the training curve for "
+                f"{self.job.timeout_s:g} s (cluster.timeout_s), after {self.state.images_seen:,}; is the cluster's "
+                "network alive? The same command goes on from the last checkpoint"
+            ) from None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
 ) -> None:
     """The worker itself, without Ray Train around it."""
     run = prepared(cluster, tmp_path, learning_rate=1e18, num_workers=1)
-    with recorded(tmp_path, lambda _: None) as curve:
+    with recorded(tmp_path, 60, lambda _: None) as curve:
         job = TrainJob(
             recipe=recipe_of(run.config),
             cache="host",
