@@ -69,6 +69,12 @@ class TrainState:
         }
         return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest)
 
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begins from these weights of such a network, its averages too. All else is as at any beginning."""
+        self.network.load_state_dict(weights)
+        for ema in self.ema.averages:
+            ema.load_state_dict(weights)
+
     def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
         manifest = verified_manifest(folder)

@@ -86,6 +86,11 @@ class TrainConfig(Record):
     """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)
     """A point of the training curve every so many images."""
+    warm_start: Annotated[str | None, Resource] = Field(None, min_length=1)
+    """Start anew from the weights of this model in place of random ones: a run's folder, models:/NAME@ALIAS,
+    models:/NAME/VERSION or a .safetensors file. The weights decide the result, not where they were; an alias is looked
+    up once, when the command starts. After it has moved, the same command is another run; an interrupted one goes on
+    where this key names the version that it began with, or start.safetensors in its training's folder."""
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -114,7 +114,7 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         folder.name,
         folder,
         params,
-        {"run_key": key, "data_digest": data["data_digest"]},
+        {"run_key": key, "data_digest": data["data_digest"]} | _start_tags(run),
     )
     page.log_inputs(
         config.data.source.kind,
@@ -134,6 +134,12 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         with _best_effort():
             page.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+
+
+def _start_tags(run: Run) -> dict[str, str]:
+    """What the training starts from, where the param `train.warm_start` may say no more than an alias."""
+    start = run.warm_start
+    return {"warm_start": start.name, "warm_start_digest": start.digest} if start else {}
 
 
 @contextmanager

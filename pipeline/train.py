@@ -70,11 +70,14 @@ class Train(Stage):
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
             "order": identity(run.config.data.order),
+            **({"warm_start": run.warm_start.digest} if run.warm_start else {}),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
+        if run.warm_start:
+            run.warm_start.write(folder)
         return train_network(run, folder, recipe_of(config), self.identity(run))
 
     def figure(self, facts: Facts) -> str:

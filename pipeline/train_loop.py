@@ -27,6 +27,7 @@ from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .train_step import Batch, Recipe, TrainStep, share_of
+from .warm_start import read_start
 
 _FIRST_LOOK_STEPS = 20
 _LOOK_S = 2.0  # between two looks whether a node is about to go; each is a small broadcast
@@ -101,6 +102,8 @@ class Worker:
         """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
             self.state.load(Path(checkpoint), self.job.identity)
+        elif "warm_start" in self.job.identity:
+            self.state.begin_with(read_start(Path(self.job.folder), self.job.identity["warm_start"]))
         if self.rank == 0 and self.state.sums:
             self.step.take_up(self.state.sums)
 
