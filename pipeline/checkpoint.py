@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class TrainState:
             if isinstance(profile, PowerFunctionEMA)
         }
         return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begins from these weights of such a network, its averages too. All else is as at any beginning."""
+        self.network.load_state_dict(weights)
+        for ema in self.ema.averages:
+            ema.load_state_dict(weights)
 
     def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
@@ -179,32 +185,40 @@ class CheckpointWriter:
     """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
 
     A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
-    checkpoint; `refusals` of them in a row do. `written` hears of each that is whole, in the thread that wrote it.
+    checkpoint; `refusals` of them in a row do, and one that takes longer than `timeout_s`, cluster.timeout_s. `written`
+    hears of each that is whole, in the thread that wrote it.
     """
 
     def __init__(
         self,
         folder: Path,
         keep: int,
+        timeout_s: float,
         tell: Callable[[str], None],
         refusals: int = 3,
         written: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self.folder, self.keep, self.refusals, self._tell, self._written = folder, keep, refusals, tell, written
+        self.folder, self.keep, self.timeout_s, self.refusals = folder, keep, timeout_s, refusals
+        self._tell, self._written = tell, written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._refused = 0
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begins to write it, once the one before is done. TrainingError where the storage has refused too often."""
+        """Begins to write it, once the one before is done. TrainingError as of `wait`."""
         self.wait()
         self._writing = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Until nothing is being written. TrainingError where the storage has refused too often."""
+        """Until nothing is being written. TrainingError where the storage has refused too often, or takes too long."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
+        if wait([writing], self.timeout_s).not_done:
+            raise TrainingError(
+                f"{self.folder}: a checkpoint has been waited for {self.timeout_s:g} s (cluster.timeout_s); is the "
+                "storage alive? Earlier ones are kept, and the same command goes on from there"
+            )
         try:
             writing.result()
             self._refused = 0

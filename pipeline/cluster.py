@@ -14,7 +14,8 @@ from .errors import ClusterError
 from .terminal import quiet_libraries
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
-_CONNECT_S = 5.0
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of gRPC, which Ray speaks, begins; every server answers it at once."""
 _PACKAGES = ("model", "evaluation", "pipeline")
 
 
@@ -57,7 +58,7 @@ class Cluster:
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """Joins the cluster at `config.address`, or starts one on this machine; leaves or stops it at the end."""
-    _check_answers(config.address)
+    _check_answers(config.address, config.timeout_s)
     quiet_libraries()  # its workers too, which inherit the environment
     try:
         if config.address == "local":
@@ -79,13 +80,17 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """ClusterError unless something listens at a HOST:PORT address; Ray itself would try for minutes."""
+def _check_answers(address: str, timeout_s: float) -> None:
+    """ClusterError unless something speaks at a HOST:PORT address; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
+            connection.sendall(_HTTP2_HELLO)
+            connection.recv(1)  # whatever it is: Ray will judge
+    except TimeoutError:
+        raise _no_answer(address, TimeoutError(f"silent for {timeout_s:g} s, cluster.timeout_s")) from None
     except (OSError, ValueError) as error:
         raise _no_answer(address, error) from None
 

@@ -40,6 +40,7 @@ from model import (
 from model import Path as GaussianPath  # not a file's
 
 from .keyroles import Resource
+from .mlflow_store import ANSWER_S
 from .sources import DataConfig
 
 Workers = Annotated[int, Field(ge=1)]
@@ -90,6 +91,11 @@ class TrainConfig(Record):
     """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)
     """A point of the training curve every so many images."""
+    warm_start: Annotated[str | None, Resource] = Field(None, min_length=1)
+    """Start anew from the weights of this model in place of random ones: a run's folder, models:/NAME@ALIAS,
+    models:/NAME/VERSION or a .safetensors file. The weights decide the result, not where they were; an alias is looked
+    up once, when the command starts. After it has moved, the same command is another run; an interrupted one goes on
+    where this key names the version that it began with, or start.safetensors in its training's folder."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -155,7 +161,12 @@ class ClusterConfig(Record):
     max_failures: int = Field(3, ge=0)
     """How often training starts again from its last checkpoint when a worker fails, before the run fails."""
     timeout_s: float = Field(600, gt=0)
-    """Longest wait of workers for one another, seconds, before the run fails instead of hanging."""
+    """Longest wait of the run's processes for one another, seconds, before it fails instead of hanging: for the cluster
+    to answer, for workers to start or to catch up, for the next images, for a checkpoint to be written."""
+    task_timeout_s: float = Field(86_400, gt=0)
+    """Longest time without a finished task while images are drawn and scored, seconds; also for another run that holds
+    the same scores. A task is a chunk of images, which takes hours where a large network draws in many steps on CPUs:
+    set it to a few times what a chunk takes."""
 
 
 class TrackingConfig(Record):
@@ -165,6 +176,9 @@ class TrackingConfig(Record):
     """MLflow tracking address; null: MLFLOW_TRACKING_URI where set, else one SQLite file under output."""
     experiment: str = Field("diffusion", min_length=1)
     """MLflow experiment that the run belongs to."""
+    timeout_s: float = Field(ANSWER_S, gt=0)
+    """Longest wait for MLflow, seconds: for each answer of a server, which is asked up to three times, and at the end
+    for the last points of the training curve."""
 
 
 class Config(Record):

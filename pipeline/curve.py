@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
+from .errors import TrainingError
 from .files import write_text
 
 CURVE = "metrics.jsonl"
@@ -80,10 +81,15 @@ class CurveBuffer:
 
 @contextmanager
 def recorded(
-    folder: Path, on_point: Callable[[Point], None], on_line: Callable[[str], None] = lambda _: None
+    folder: Path,
+    timeout_s: float,
+    on_point: Callable[[Point], None],
+    on_line: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Any]:
     """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`,
     and what it has to say to `on_line`.
+
+    TrainingError where the last points do not come within timeout_s of the block's end.
     """
     buffer: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CurveBuffer).remote()
     ended = Event()
@@ -93,8 +99,14 @@ def recorded(
         yield buffer
     finally:
         ended.set()
-        writer.join()
+        writer.join(timeout_s)
+        late = writer.is_alive()
         ray.kill(buffer)
+    if late:
+        raise TrainingError(
+            f"{folder / CURVE}: the last points of the curve have not come for {timeout_s:g} s (cluster.timeout_s); "
+            "they are in the last checkpoint, too, from which the same command goes on"
+        )
 
 
 def read_curve(folder: Path) -> list[Point]:

@@ -30,8 +30,8 @@ from evaluation import (
 from model import default_label
 
 from .errors import DataError
-from .fan_out import actor_pool, fan_out, result_of
-from .files import digest, lock_of, read_arrays, read_json, sha256_of, write_arrays, write_json
+from .fan_out import actor_pool, awaited, fan_out
+from .files import digest, read_arrays, read_json, sha256_of, shared, write_arrays, write_json
 from .keyroles import identity
 from .likelihood import measure
 from .reader import ShardReader
@@ -66,7 +66,8 @@ class Evaluate(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         work = _work(run, folder)
         work.reference.mkdir(parents=True, exist_ok=True)
-        with lock_of(work.reference):  # another run on these data waits here and finds the features made
+        # another run on these data waits here and finds the features made
+        with shared(work.reference, "set of features", run.config.cluster.task_timeout_s):
             _make_classifier(run, work)
             digest_ = work.extractor_digest()
             _write_features(run, work, [batch for batch in work.batches() if work.read(batch, digest_) is None])
@@ -165,6 +166,9 @@ class FeatureWriter:
         index = ShardIndex.load(work.index_folder)
         self.readers = {split: ShardReader(index, split, "none", work.shard_cache) for split in ("train", "heldout")}
 
+    def ready(self) -> None:
+        """Returns once the extractor is loaded."""
+
     def write(self, batch: Batch) -> None:
         """Writes the features of one batch."""
         pool, logits = self.extractor(self._images(batch))
@@ -192,7 +196,7 @@ def _make_classifier(run: Run, work: Work) -> None:
     from evaluation import scores  # noqa: F401  # torch-fidelity takes seconds to import: do it meanwhile
 
     if needed:
-        result_of(training)
+        awaited(training, "evaluate: the classifier has not been trained", run.config.cluster.task_timeout_s)
 
 
 def _write_features(run: Run, work: Work, missing: list[Batch]) -> None:
@@ -203,7 +207,7 @@ def _write_features(run: Run, work: Work, missing: list[Batch]) -> None:
         actor_pool(run.joined, min(run.processes, len(missing)), FeatureWriter, work, run.threads) as actors,
     ):
         progress.update(done)
-        for batch in fan_out(actors, missing, "write"):
+        for batch in fan_out(actors, missing, "write", "evaluate", run.config.cluster.task_timeout_s):
             done += batch.images
             progress.update(done)
 

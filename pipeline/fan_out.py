@@ -14,7 +14,7 @@ import ray
 from evaluation import EvaluationError
 
 from .cluster import Cluster
-from .errors import PipelineError
+from .errors import ClusterError, PipelineError
 
 Task = TypeVar("Task")
 
@@ -23,25 +23,47 @@ _RESTARTS = 3  # of an actor, and of a task on it
 
 @contextmanager
 def actor_pool(cluster: Cluster, count: int, actor: type, *arguments: Any) -> Iterator[list[Any]]:
-    """`count` actors of this class, made with these arguments; killed at the end."""
+    """`count` actors of this class, made with these arguments; killed at the end.
+
+    Begins once all of them have started, of which the class tells by a method `ready`. ClusterError where that takes
+    longer than cluster.timeout_s.
+    """
+    config = cluster.config
     remote: Any = ray.remote(
-        num_cpus=cluster.config.cpus_per_worker,
+        num_cpus=config.cpus_per_worker,
         num_gpus=1 if cluster.use_gpu else 0,
         max_restarts=_RESTARTS,
         max_task_retries=_RESTARTS,
     )(actor)
     actors = [remote.remote(*arguments) for _ in range(count)]
     try:
+        _wait_until_ready(actors, actor.__name__, config.timeout_s)
         yield actors
     finally:
         for handle in actors:
             ray.kill(handle)
 
 
-def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str) -> Iterator[Task]:
+def _wait_until_ready(actors: Sequence[Any], name: str, timeout_s: float) -> None:
+    """Raises what making an actor raised."""
+    if not actors:
+        return
+    starting = [actor.ready.remote() for actor in actors]
+    started, late = ray.wait(starting, num_returns=len(starting), timeout=timeout_s)
+    for reference in started:
+        result_of(reference)
+    if late:
+        raise ClusterError(
+            f"{name}: {len(started)} of {len(actors)} processes have started after {timeout_s:g} s "
+            "(cluster.timeout_s); has the cluster lost nodes, or does other work hold them? The same command goes on "
+            "from here"
+        )
+
+
+def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str, stage: str, timeout_s: float) -> Iterator[Task]:
     """Calls `method` of some actor with each task. Yields each task when it is done, in the order in which they end.
 
-    Two tasks wait at each actor, so that none is idle.
+    Two tasks wait at each actor, so that none is idle. PipelineError after timeout_s without a finished task.
     """
     waiting = list(reversed(tasks))
     running: dict[Any, tuple[Any, Task]] = {}
@@ -54,17 +76,29 @@ def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str) -> Iterat
     for actor in [*actors, *actors]:
         submit(actor)
     while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
+        ended, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
+        if not ended:
+            raise _too_long(f"{stage}: none of {len(actors)} processes has finished a task", timeout_s)
+        (done,) = ended
         actor, task = running.pop(done)
         submit(actor)
         result_of(done)
         yield task
 
 
-def wait_until_ready(actors: Sequence[Any]) -> None:
-    """Returns once every actor has been made; raises what making one raised."""
-    for actor in actors:
-        result_of(actor.ready.remote())
+def awaited(reference: Any, what: str, timeout_s: float) -> Any:
+    """The result behind a reference, once it is there. PipelineError after timeout_s. what: as of `_too_long`."""
+    if not ray.wait([reference], timeout=timeout_s)[0]:
+        raise _too_long(what, timeout_s)
+    return result_of(reference)
+
+
+def _too_long(what: str, timeout_s: float) -> PipelineError:
+    """what: who has not done what."""
+    return PipelineError(
+        f"{what} for {timeout_s:g} s (cluster.task_timeout_s); raise that if it takes longer, else look for what "
+        "hangs; what is done is kept and the same command goes on from there"
+    )
 
 
 def result_of(reference: Any) -> Any:
@@ -75,9 +109,10 @@ def result_of(reference: Any) -> Any:
         cause = getattr(error, "cause", None)
         if isinstance(cause, (PipelineError, EvaluationError)):
             raise cause from None
-        # the last line of a task's error, the first one of what Ray says of an actor that is lost
+        # the last line of what was raised in a task or the making of an actor, the first one of an actor that is lost
         lines = str(error).strip().splitlines()
-        said = lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]
+        raised = isinstance(error, ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
+        said = lines[-1] if raised else lines[0]
         raise PipelineError(
             f"a worker process failed: {said}; what is done is kept and the same command goes on from there; "
             f"use --traceback to see more"

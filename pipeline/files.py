@@ -68,7 +68,7 @@ def digest(value: Any) -> str:
     ).hexdigest()
 
 
-def lock_of(folder: Path) -> FileLock:
+def _lock_of(folder: Path) -> FileLock:
     """The lock beside a folder; a process that dies lets go of it."""
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
@@ -78,8 +78,22 @@ def exclusive(folder: Path, work: str) -> Iterator[None]:
     """Makes the folder and holds it for this process; `work` says what for. PipelineError while another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        held = lock_of(folder).acquire(timeout=0)
+        held = _lock_of(folder).acquire(timeout=0)
     except Timeout:
         raise PipelineError(f"{folder}: another process is at this {work}; wait for it, or stop it") from None
+    with held:
+        yield
+
+
+@contextmanager
+def shared(folder: Path, work: str, timeout_s: float) -> Iterator[None]:
+    """Holds a folder for this process as soon as no other does. PipelineError after timeout_s."""
+    try:
+        held = _lock_of(folder).acquire(timeout=timeout_s)
+    except Timeout:
+        raise PipelineError(
+            f"{folder}: another process has been at this {work} for {timeout_s:g} s (cluster.task_timeout_s); wait for "
+            "it, or stop it"
+        ) from None
     with held:
         yield

@@ -28,8 +28,6 @@ from .trained_model import ModelFolders
 FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Sample(), Evaluate(), Register())
 STAGES = tuple(stage.name for stage in FLOW)
 
-_FLUSH_S = 60.0  # for the last points of the training curve to reach MLflow
-
 
 def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run:
     """Computes every stage up to `until` whose result is not there yet.
@@ -66,7 +64,7 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
 def started(runs: Sequence[Run], pending: Sequence[Stage], report: StageReport) -> Iterator[None]:
     """MLflow answers, and where a pending stage needs a cluster, all runs are in the first one's until the end."""
     first = runs[0]
-    check_answers(first.tracking_uri)
+    check_answers(first.tracking_uri, first.config.tracking.timeout_s)
     if not any(stage.uses_cluster for stage in pending):
         yield
         return
@@ -117,7 +115,7 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         folder.name,
         folder,
         params,
-        {"run_key": key, "data_digest": data["data_digest"]},
+        {"run_key": key, "data_digest": data["data_digest"]} | _start_tags(run),
     )
     page.log_inputs(
         config.data.source.kind,
@@ -130,7 +128,7 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
     follower = MetricsFollower(page, training / CURVE, training / PREVIEWS)
     try:
         yield page
-        follower.close(_FLUSH_S)
+        follower.close(config.tracking.timeout_s)
         page.finish("FINISHED")
     except BaseException as error:
         with _best_effort():
@@ -138,6 +136,12 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         with _best_effort():
             page.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+
+
+def _start_tags(run: Run) -> dict[str, str]:
+    """What the training starts from, where the param `train.warm_start` may say no more than an alias."""
+    start = run.warm_start
+    return {"warm_start": start.name, "warm_start_digest": start.digest} if start else {}
 
 
 @contextmanager

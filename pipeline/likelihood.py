@@ -18,7 +18,7 @@ from model import NO_GUIDANCE
 
 from .errors import DataError, TrainingError
 from .fan_out import actor_pool, fan_out
-from .files import digest, lock_of, read_arrays, write_arrays
+from .files import digest, read_arrays, shared, write_arrays
 from .keyroles import identity
 from .reader import ShardReader
 from .shard_cache import ShardCacheConfig
@@ -93,6 +93,9 @@ class LikelihoodWriter:
         self.model = work.model.load(NO_GUIDANCE, self.device)
         self.reader = ShardReader(ShardIndex.load(work.index_folder), work.likelihood.split, "none", work.shard_cache)
 
+    def ready(self) -> None:
+        """Returns once the model is loaded."""
+
     def write(self, batch: int) -> None:
         """Measures and writes one batch."""
         numbers, likelihood = self.work.numbers(batch), self.work.likelihood
@@ -116,7 +119,8 @@ def measure(run: Run, likelihoods: Sequence[Likelihood], folder: Path) -> dict[s
     for likelihood in likelihoods:
         work = _work(run, likelihood)
         work.folder.mkdir(parents=True, exist_ok=True)
-        with lock_of(work.folder):  # another run of this model waits here and finds it measured
+        # another run of this model waits here and finds it measured
+        with shared(work.folder, "likelihood", run.config.cluster.task_timeout_s):
             _write(run, work)
             results = work.results()
         scores |= likelihood.scores(results)
@@ -181,6 +185,7 @@ def _write(run: Run, work: LikelihoodWork) -> None:
         actor_pool(run.joined, processes, LikelihoodWriter, work, run.threads) as actors,
     ):
         progress.update(done)
-        for batch in fan_out(actors, missing, "write"):
+        stage = f"evaluate, likelihood {work.likelihood.kind}"
+        for batch in fan_out(actors, missing, "write", stage, run.config.cluster.task_timeout_s):
             done += len(work.numbers(batch))
             progress.update(done)

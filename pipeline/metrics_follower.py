@@ -61,8 +61,8 @@ class MetricsFollower:
         if not sent:
             raise TrackingError(
                 f"{self._curve} and the pictures beside it: not all could be sent to MLflow within {timeout_s:g} s "
-                f"({self._problem or 'the answers are too slow'}); the files are complete, and the same command sends "
-                "the rest"
+                f"(tracking.timeout_s; {self._problem or 'the answers are too slow'}); the files are complete, and the "
+                "same command sends the rest"
             )
 
     def close(self, timeout_s: float) -> None:

@@ -1,5 +1,6 @@
 """The MLflow store: its address, whether it answers, and its errors in one form that shows no credentials."""
 
+import math
 import os
 import re
 import warnings
@@ -17,10 +18,15 @@ from .terminal import quiet_libraries
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ANSWER_S = 30.0
+"""Longest wait for an answer, where no configuration says another."""
+
 _ENVIRONMENT = {
-    # MLflow's own defaults wait 2 minutes for an answer and ask 8 times, over about 4 more minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds without a byte; the weights go through the same connection
+    # MLflow's own defaults wait 2 minutes for an answer and ask 8 times, over about 4 more minutes, or longer where
+    # the server says so.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{ANSWER_S:.0f}",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_UV_AUTO_DETECT": "false",  # or a uv.lock in the working directory decides a model's requirements
 }
@@ -33,7 +39,7 @@ _CURES = {
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
     "HTTP 403": "the server refuses (HTTP 403); are these credentials allowed to write?",
     "HTTP 404": "something answers there that is not an MLflow server (HTTP 404); correct tracking.uri",
-    "timed out": "no answer; is the address right, and the server running?",
+    "timed out": "no answer for {seconds} s (tracking.timeout_s); is the address right, and the server running?",
     "Connection refused": "connection refused; start the server, or correct tracking.uri",
     "NameResolutionError": "no such host name; correct tracking.uri",
     "Could not parse SQLAlchemy URL": "not an address; expected http://HOST:PORT, sqlite:///FILE or postgresql://...",
@@ -63,8 +69,13 @@ def resolve_uri(configured: str | None, output: Path) -> str:
     return uri
 
 
-def check_answers(uri: str, timeout_s: float = 5.0) -> None:
-    """TrackingError, within about `timeout_s`, unless the store at `uri` answers. Creates nothing."""
+def check_answers(uri: str, timeout_s: float = ANSWER_S) -> None:
+    """TrackingError, within about `timeout_s`, unless the store at `uri` answers. Creates nothing.
+
+    From then on every request of this process to a server waits so long for each answer, too, in whole seconds.
+    """
+    # of seconds without a byte: the weights go through the same connection
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(math.ceil(timeout_s))
     probe = _probe_server if uri.startswith(("http://", "https://")) else _probe_database
     with reported("reach MLflow", uri):
         _within(timeout_s, lambda: probe(uri, timeout_s))
@@ -126,7 +137,7 @@ def reported(doing: str, uri: str) -> Iterator[None]:
 def _explained(message: str) -> str:
     for symptom, cure in _CURES.items():
         if symptom in message:
-            return cure
+            return cure.replace("{seconds}", os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
     return message.strip().partition("\n")[0]
 
 

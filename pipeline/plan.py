@@ -38,6 +38,7 @@ def plan(config: Config) -> dict[str, str]:
         "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}, on {workers} "
         f"workers {largest} each; weighting {train.weighting.kind}, times {train.times.kind}; "
         f"precision {train.precision}",
+        **({"warm start": str(run.warm_start)} if run.warm_start else {}),
         "sample": f"{sample.images:,} images by {sample.sampler.kind}, {_evaluations(config)}, in chunks of "
         f"{sample.chunk_images}",
         "evaluate": f"{config.evaluate.extractor.kind} features",

@@ -21,7 +21,7 @@ from .checkpoint import weights_digest
 from .config import SampleConfig
 from .drawing import images_counted, strip
 from .errors import DataError, TrainingError
-from .fan_out import actor_pool, fan_out, result_of, wait_until_ready
+from .fan_out import actor_pool, awaited, fan_out
 from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
@@ -56,19 +56,20 @@ class Sample(Stage):
         to_draw = sum(chunks.images_of(chunk) for chunk in missing)
         drawn, seconds = config.images - to_draw, 0.0
         processes = min(run.processes, max(len(missing), int(needs_strip)))
+        timeout_s = run.config.cluster.task_timeout_s
         with (
             run.terminal.progress(config.images, "images") as progress,
             actor_pool(run.joined, processes, Drawer, folders, chunks, run.threads) as actors,
         ):
-            wait_until_ready(actors)
             progress.update(drawn)  # only now: the rate is that of drawing
             start = time.perf_counter()
-            for chunk in fan_out(actors, missing, "draw"):
+            for chunk in fan_out(actors, missing, "draw", self.name, timeout_s):
                 drawn += chunks.images_of(chunk)
                 progress.update(drawn)
             seconds = time.perf_counter() - start
             if needs_strip:
-                result_of(actors[0].draw_strip.remote(folder / STRIP))
+                strip_drawn = actors[0].draw_strip.remote(folder / STRIP)
+                awaited(strip_drawn, "sample: the denoising strip has not been drawn", timeout_s)
         return {
             "images": config.images,
             "network_evaluations": chunks.network_evaluations(),

@@ -20,6 +20,7 @@ from .mlflow_store import resolve_uri
 from .shard_index import ShardIndex
 from .terminal import Terminal
 from .tracking import TrackedRun
+from .warm_start import WarmStart, find_start
 
 Facts = dict[str, Any]
 """What a stage found out, as JSON."""
@@ -50,6 +51,12 @@ class Run:
     cluster: Cluster | None = None
     tracked: TrackedRun | None = None
     results: dict[str, Result] = field(default_factory=dict)
+    warm_start: WarmStart | None = None
+    """Looked up when the run is made, where the configuration asks for it, so that it stays the same to the end."""
+
+    def __post_init__(self) -> None:
+        if self.config.train.warm_start is not None and self.warm_start is None:
+            self.warm_start = find_start(self.config.train.warm_start, self.config, self.tracking_uri)
 
     @cached_property
     def output(self) -> Path:
@@ -59,7 +66,8 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Digest of all that decides the run's results and can be known beforehand."""
-        return digest([identity(self.config), self.config.data.source.fingerprint()])
+        start = [self.warm_start.digest] if self.warm_start else []
+        return digest([identity(self.config), self.config.data.source.fingerprint(), *start])
 
     @property
     def folder(self) -> Path:

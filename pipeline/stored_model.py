@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from model import (
     ClassifierFreeGuidance,
@@ -30,7 +30,7 @@ from model import (
 from .configfile import load
 from .errors import ConfigError
 from .files import read_json
-from .mlflow_store import check_answers, connect, default_store, reported, resolve_uri
+from .mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -76,6 +76,8 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class _Files:
+    name: str
+    """As it was asked for, but a version in place of an alias."""
     description: Path
     weights: Path | None = None
     """None: where the description says."""
@@ -90,7 +92,7 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
     """
     where = _device(device)
     _refuse_closed(overrides)
-    with _files_of(name, tracking_uri) as files:
+    with _files_of(name, tracking_uri, "--tracking-uri", ANSWER_S) as files:
         _check_format(files.description)
         described = load(files.description, overrides, Description)
         _check_fits(described)
@@ -102,6 +104,27 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
     shown = name if name.startswith("models:") else Path(name).resolve().name
     asked = any(override.startswith("sampler") for override in overrides)
     return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
+
+
+@contextmanager
+def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple[str, Path]]:
+    """The weights that a model's images are drawn from, without the model: its name, its file while the block runs.
+
+    name: as of `load_stored`, or a .safetensors file. An alias comes out as the version that it means now. timeout_s:
+    longest wait for MLflow's first answer. ConfigError and TrackingError as of `load_stored`.
+    """
+    if not name.startswith("models:") and name.endswith(".safetensors"):
+        file = Path(name).expanduser().absolute()
+        if not file.is_file():
+            raise ConfigError(f"{name}: no such file; give one of weights, the folder of a trained run, or models:/...")
+        yield str(file), file
+        return
+    with _files_of(name, tracking_uri, "tracking.uri", timeout_s) as files:
+        relative = None
+        if files.weights is None:
+            _check_format(files.description)
+            relative = load(files.description, [], Description).weights
+        yield files.name, _placed(files.description, files.weights, relative, "weights")
 
 
 def assembled(
@@ -133,10 +156,11 @@ def _refuse_closed(overrides: Sequence[str]) -> None:
 
 
 @contextmanager
-def _files_of(name: str, tracking_uri: str | None) -> Iterator[_Files]:
+def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -> Iterator[_Files]:
+    """key: where a person gives another address of MLflow; timeout_s: longest wait for an answer of it."""
     if name.startswith("models:"):
         with TemporaryDirectory() as folder:
-            yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), Path(folder))
+            yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), key, timeout_s, Path(folder))
         return
     folder_of_run = Path(name).expanduser()
     if not (folder_of_run / DESCRIPTION).is_file():
@@ -145,18 +169,18 @@ def _files_of(name: str, tracking_uri: str | None) -> Iterator[_Files]:
             f"{name}: {what}; give the folder of a trained run, such as outputs/digits-..., models:/NAME@ALIAS or "
             "models:/NAME/VERSION"
         )
-    yield _Files(folder_of_run / DESCRIPTION)
+    yield _Files(str(folder_of_run.absolute()), folder_of_run / DESCRIPTION)
 
 
-def _downloaded(name: str, uri: str, folder: Path) -> _Files:
+def _downloaded(name: str, uri: str, key: str, timeout_s: float, folder: Path) -> _Files:
     """The version's files in `folder`, by the names that `model_package.write_model` gave them."""
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
     if match is None:
         raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.exists():
-        raise ConfigError(f"{name}: there is no MLflow store {file}; give its address by --tracking-uri")
-    check_answers(uri)
+        raise ConfigError(f"{name}: there is no MLflow store {file}; give its address by {key}")
+    check_answers(uri, timeout_s)
     model, alias, version = match.groups()
     with reported(f"download {name}", uri):
         client = connect(uri)
@@ -167,7 +191,7 @@ def _downloaded(name: str, uri: str, folder: Path) -> _Files:
 
         with default_store(uri):
             download_artifacts(artifact_uri=source, dst_path=str(folder))
-    return _files_in(folder, name)
+    return _files_in(folder, f"models:/{model}/{version}")
 
 
 def _files_in(folder: Path, name: str) -> _Files:
@@ -175,7 +199,7 @@ def _files_in(folder: Path, name: str) -> _Files:
     try:
         listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
         artifacts: Mapping[str, Path] = {key: folder / place["path"] for key, place in listed.items()}
-        return _Files(artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
+        return _Files(name, artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         raise ConfigError(
             f"{name}: no model of this pipeline, which would list its description and weights; name another version"
@@ -224,18 +248,31 @@ def _filled(build: Any, file: Path, device: torch.device) -> nn.Module:
     """A network with the weights of the file. ConfigError where they are another network's."""
     with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
         network: nn.Module = build()
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: not a whole safetensors file ({error}); restore it, or train again") from None
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            shapes = [list(each[name]) if name in each else "none" for each in (found, expected)]
-            raise ConfigError(
-                f"{file}: {name} is {shapes[0]}, where the network that {DESCRIPTION} describes has {shapes[1]}; these "
-                "are the weights of another model"
-            )
+    weights = read_weights(file)
+    check_weights(weights, network, str(file), f"that {DESCRIPTION} describes")
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The weights in a file. ConfigError where it is not whole."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: not a whole safetensors file ({error}); restore it, or train again") from None
+
+
+def check_weights(weights: Mapping[str, Tensor], network: nn.Module, name: str, whose: str) -> None:
+    """ConfigError, with the first name that differs, unless the weights are those of such a network.
+
+    name: where the weights are from; whose: the network, as in `the network that ...`.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for each in sorted(found.keys() | expected.keys()):
+        if found.get(each) != expected.get(each):
+            shapes = [list(side[each]) if each in side else "none" for side in (found, expected)]
+            raise ConfigError(
+                f"{name}: {each} is {shapes[0]}, where the network {whose} has {shapes[1]}; these are the weights of "
+                "another model"
+            )

@@ -40,6 +40,7 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "protocol_digest": evaluated["protocol_digest"],
         "weights_digest": results["sample"].facts["weights_digest"],
         "reconstruction_error": results["sample"].facts["reconstruction_error"],
+        "warm_start_digest": run.warm_start.digest if run.warm_start else None,
         "guide_weights_digest": results["guide"].facts["weights_digest"] if "guide" in results else None,
         "parameters": results["train"].facts["parameters"],
         "trained_images": results["train"].facts["images"],

@@ -24,6 +24,7 @@ from .register import CONFIG
 from .stage import Facts, Run, Stage
 from .terminal import Terminal, duration, rate
 from .tracking import TrackedRun, flatten
+from .warm_start import WarmStart
 
 TABLE, PLOT, LENGTH_PLOT = "sweep.csv", "sweep.png", "sweep-sigma_rel.png"
 
@@ -86,12 +87,14 @@ class Sweep:
 
     combinations: Sequence[Combination]
     terminal: Terminal
+    warm_start: WarmStart | None = None
+    """Of the one training, looked up once; None: as the configuration says."""
 
     @cached_property
     def runs(self) -> list[Run]:
         """One for each combination."""
         brief = Terminal(self.terminal.console, brief=True)
-        return [Run(combination.config, brief) for combination in self.combinations]
+        return [Run(combination.config, brief, warm_start=self.warm_start) for combination in self.combinations]
 
     @cached_property
     def key(self) -> str:
@@ -154,8 +157,8 @@ def run_sweep(combinations: Sequence[Combination], terminal: Terminal) -> list[P
 
     What is refused before anything is spent is the same as in `run_flow`.
     """
-    sweep = Sweep(combinations, terminal)
     first = Run(combinations[0].config, terminal)
+    sweep = Sweep(combinations, terminal, first.warm_start)
     prepare, train = _SHARED
     with ExitStack() as stack:
         stack.enter_context(exclusive(sweep.folder, "sweep"))

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,15 @@ from typing import Any
 
 from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    SchedulingState,
+    TrainControllerState,
+)
 from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train types them as those of Train V1
 from safetensors.torch import load_file
 
@@ -22,7 +32,7 @@ from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, wei
 from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
-from .errors import PipelineError, TrainingError
+from .errors import ClusterError, PipelineError, TrainingError
 from .files import read_json, write_text
 from .keyroles import identity
 from .preview import Preview
@@ -31,6 +41,15 @@ from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
 
 _RAY = "ray-train"
+_TIMEOUTS = (
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
+)
+"""Ray Train's, by their environment variables; it passes them on to its controller and the workers."""
+
+
+_STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState, ResizingState)
 
 
 class Train(Stage):
@@ -46,11 +65,14 @@ class Train(Stage):
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
             "order": identity(run.config.data.order),
+            **({"warm_start": run.warm_start.digest} if run.warm_start else {}),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
+        if run.warm_start:
+            run.warm_start.write(folder)
         return train_network(run, folder, recipe_of(config), self.identity(run), Preview.of(config))
 
     def figure(self, facts: Facts) -> str:
@@ -77,7 +99,7 @@ def train_network(
         def show(point: Point) -> None:
             progress.update(point["images"], **{name: point[name] for name in ("loss",) if name in point})
 
-        with recorded(folder, show, run.terminal.line) as curve:
+        with recorded(folder, run.config.cluster.timeout_s, show, run.terminal.line) as curve:
             job = TrainJob(
                 recipe=recipe,
                 cache=run.config.data.cache,
@@ -98,7 +120,7 @@ def train_network(
 
 def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -> None:
     """Runs the workers to the end. Checkpoints are our own, so Ray Train's folder is empty but for its marks."""
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.timeout_s))
+    os.environ.update(dict.fromkeys(_TIMEOUTS, str(config.timeout_s)))
     shutil.rmtree(folder / _RAY, ignore_errors=True)  # it would go on by its own snapshot of an earlier attempt
     trainer = TorchTrainer(
         train_loop,
@@ -114,8 +136,11 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
             name=_RAY,
             storage_path=str(folder),
             failure_config=FailureConfig(
-                max_failures=config.max_failures, controller_failure_limit=config.max_failures
+                max_failures=config.max_failures,
+                # of starts; one that takes too long counts, too, and is then told of by StartLimit
+                controller_failure_limit=max(1, config.max_failures),
             ),
+            callbacks=[StartLimit(min(job.recipe.train.worker_range), config.timeout_s)],  # type: ignore[list-item]  # V1's
         ),
     )
     try:
@@ -123,6 +148,32 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
             trainer.fit()
     except Exception as error:  # Ray wraps what its workers raise in several layers of its own
         raise _explained(error) from error
+
+
+class StartLimit(ControllerCallback):
+    """Ends a training that has been without workers for too long; Ray Train would try a few times as long, and wait
+    for ever where a range of workers is asked for and there is no room for the fewest.
+    """
+
+    def __init__(self, workers: int, timeout_s: float) -> None:
+        self.workers, self.timeout_s = workers, timeout_s
+        self.since_s: float | None = None
+
+    def after_controller_state_update(
+        self,
+        previous_state: TrainControllerState,  # noqa: ARG002  # Ray Train's signature
+        current_state: TrainControllerState,
+    ) -> None:
+        """Ray Train calls it at every turn of its loop. ClusterError where there are no workers for too long."""
+        if not isinstance(current_state, _STARTING):
+            self.since_s = None
+            return
+        self.since_s = self.since_s or time.monotonic()
+        if time.monotonic() - self.since_s >= self.timeout_s:
+            raise ClusterError(
+                f"train: {self.workers} workers have not started for {self.timeout_s:g} s (cluster.timeout_s); has the "
+                "cluster lost nodes, or does other work hold them? The same command goes on from the last checkpoint"
+            )
 
 
 @contextmanager
@@ -181,7 +232,8 @@ def steady_images_per_s(points: list[Point]) -> float:
 def _explained(error: BaseException) -> PipelineError:
     """What a worker raised on purpose, or else the first line of what Ray says, with the rank that failed."""
     failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():  # all of them: where one worker refuses, the others only miss it
+    # all of them: where one worker refuses, the others only miss it
+    for failure in [*failures.values(), getattr(error, "controller_failure", None)]:
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, PipelineError):

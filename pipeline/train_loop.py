@@ -24,13 +24,14 @@ from ray.train.torch import get_device
 from .averages import AVERAGES, clear_half_kept
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
 from .curve import Gauges
-from .errors import DataError
+from .errors import DataError, TrainingError
 from .order import OrderConfig
 from .preview import Preview, Previews
 from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .train_step import Batch, Recipe, TrainStep, share_of
+from .warm_start import read_start
 
 _FIRST_LOOK_STEPS = 20
 _LOOK_S = 2.0  # between two looks whether a node is about to go; each is a small broadcast
@@ -46,7 +47,7 @@ class TrainJob:
     shard_cache: ShardCacheConfig
     threads: int
     timeout_s: float
-    """Longest wait for the next images."""
+    """Longest wait for the next images, for the driver, and for a checkpoint to be written."""
     index_folder: str
     folder: str
     """Of the training; its checkpoints lie below."""
@@ -95,7 +96,11 @@ class Worker:
         if job.preview is not None and rank == 0:
             self.previews = Previews(job.preview, device, self.final_images, job.curve, self._say)
         self.writer = CheckpointWriter(
-            Path(job.folder, CHECKPOINTS), self.config.keep_checkpoints, self._say, written=self._written
+            Path(job.folder, CHECKPOINTS),
+            self.config.keep_checkpoints,
+            job.timeout_s,
+            self._say,
+            written=self._written,
         )
         self.gauges = Gauges(Path(job.folder).name)
         self.waited_s = 0.0
@@ -110,9 +115,11 @@ class Worker:
         return str(newest) if newest else None
 
     def resume(self, checkpoint: str | None) -> None:
-        """Goes back to this checkpoint, or begins."""
+        """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
             self.state.load(Path(checkpoint), self.job.identity)
+        elif "warm_start" in self.job.identity:
+            self.state.begin_with(read_start(Path(self.job.folder), self.job.identity["warm_start"]))
         if self.rank == 0 and self.state.sums:
             self.step.take_up(self.state.sums)
 
@@ -209,7 +216,7 @@ class Worker:
             }
             self.state.curve.append(point)
             self.gauges.set(point)
-            ray.get(self.job.curve.add.remote(point))
+            self._taken(self.job.curve.add.remote(point))
         self.waited_s = 0.0
         return figures.seconds / steps, goes_on
 
@@ -224,7 +231,18 @@ class Worker:
 
     def _say(self, text: str) -> None:
         """A line for the person at the terminal."""
-        ray.get(self.job.curve.say.remote(text))
+        self._taken(self.job.curve.say.remote(text))
+
+    def _taken(self, reference: Any) -> None:
+        """Once what is sent to the driver is there. TrainingError where that takes too long."""
+        try:
+            ray.get(reference, timeout=self.job.timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise TrainingError(
+                f"worker {self.rank} on {socket.gethostname()}: nobody takes the training curve for "
+                f"{self.job.timeout_s:g} s (cluster.timeout_s), after {self.state.images_seen:,}; is the cluster's "
+                "network alive? The same command goes on from the last checkpoint"
+            ) from None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -149,7 +149,7 @@ def measure_checkpoint() -> dict[str, float]:
     state.optimizer.step()  # makes its moments
     waits, wholes, size = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), keep=1, tell=print)
+        writer = CheckpointWriter(Path(folder), keep=1, timeout_s=60, tell=print)
         for number in range(3):
             state.images_seen = number + 1
             began = time.perf_counter()

@@ -78,7 +78,7 @@ class Training:
     def __init__(self, folder: Path, averages: Any = POWERS) -> None:
         self.folder, self.told = folder, list[str]()
         self.step = TrainStep(recipe_of(config_of(folder, averages)), torch.device("cpu"))
-        self.writer = CheckpointWriter(folder / CHECKPOINTS, keep=1, tell=self.told.append)
+        self.writer = CheckpointWriter(folder / CHECKPOINTS, keep=1, timeout_s=60, tell=self.told.append)
         if newest := newest_checkpoint(folder):
             self.step.state.load(newest, {})
         self.between = EMAs(self.step.state.network, PowerFunctionEMA(sigma_rel=BETWEEN))

@@ -163,7 +163,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_damaged_checkpoints_that_are_newer_push_no_whole_one_out(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path / CHECKPOINTS, keep=1, tell=print)
+    writer = CheckpointWriter(tmp_path / CHECKPOINTS, keep=1, timeout_s=60, tell=print)
     for images in (200, 300):
         (saved(tmp_path / CHECKPOINTS, images, loss=0.01) / NETWORK).write_bytes(b"")
     state = new_state()
@@ -182,7 +182,7 @@ def test_a_disk_that_is_full_is_told_of_and_the_next_checkpoint_tried(tmp_path: 
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
     told: list[str] = []
     try:
-        writer = CheckpointWriter(tmp_path, keep=1, tell=told.append)
+        writer = CheckpointWriter(tmp_path, keep=1, timeout_s=60, tell=told.append)
         network = nn.Linear(40, 40)
         state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
         network(torch.ones(1, 40)).sum().backward()
@@ -237,7 +237,7 @@ def test_whatever_moment_a_writer_is_killed_at_every_checkpoint_by_name_is_whole
 def test_saving_returns_before_the_storage_has_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, fsync = threading.Event(), os.fsync
     monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
-    writer = CheckpointWriter(tmp_path, keep=2, tell=print)
+    writer = CheckpointWriter(tmp_path, keep=2, timeout_s=60, tell=print)
     state = stepped(new_state())
     writer.save(state.snapshot(IDENTITY))
     assert not list(tmp_path.glob("images-*"))
@@ -247,10 +247,24 @@ def test_saving_returns_before_the_storage_has_the_checkpoint(tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
 
 
+def test_a_storage_that_takes_too_long_ends_the_training_with_its_name_and_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
+    writer = CheckpointWriter(tmp_path, keep=2, timeout_s=0.2, tell=print)
+    state = stepped(new_state())
+    writer.save(state.snapshot(IDENTITY))
+    says = rf"{tmp_path}: a checkpoint has been waited for 0.2 s \(cluster.timeout_s\); is the storage alive"
+    with pytest.raises(TrainingError, match=says):
+        writer.save(state.snapshot(IDENTITY))
+    gate.set()
+
+
 def test_a_storage_that_refuses_does_not_stop_the_training_until_it_has_often(tmp_path: Path) -> None:
     folder, told = tmp_path / CHECKPOINTS, list[str]()
     folder.write_text("a file where the folder should be")
-    writer = CheckpointWriter(folder, keep=2, tell=told.append, refusals=3)
+    writer = CheckpointWriter(folder, keep=2, timeout_s=60, tell=told.append, refusals=3)
     state = new_state()
     for _ in range(2):
         writer.save(stepped(state).snapshot(IDENTITY))
@@ -273,7 +287,7 @@ def test_a_storage_that_refuses_does_not_stop_the_training_until_it_has_often(tm
 def test_the_last_checkpoint_of_a_training_must_be_written(tmp_path: Path) -> None:
     folder = tmp_path / CHECKPOINTS
     folder.write_text("a file where the folder should be")
-    writer = CheckpointWriter(folder, keep=2, tell=print)
+    writer = CheckpointWriter(folder, keep=2, timeout_s=60, tell=print)
     writer.save(stepped(new_state()).snapshot(IDENTITY))
     with pytest.raises(TrainingError, match="1 checkpoints in a row could not be written"):
         writer.close()

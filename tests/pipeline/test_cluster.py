@@ -36,3 +36,10 @@ def test_an_address_where_nothing_listens_is_refused_within_seconds(address: str
         connected(ClusterConfig(address=address)),
     ):
         pass
+
+
+def test_an_address_that_takes_the_connection_and_keeps_silent_is_given_up(silent: str) -> None:
+    address = silent.removeprefix("http://")
+    says = rf"cluster\.address '{address}': no Ray cluster answers there \(silent for 0.3 s, cluster\.timeout_s\)"
+    with pytest.raises(ClusterError, match=says), connected(ClusterConfig(address=address, timeout_s=0.3)):
+        pass

@@ -70,7 +70,7 @@ def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path)
     index_folder = str(Prepare().finish(run).folder)
     folder = tmp_path / "train-0123456789ab"
     folder.mkdir()
-    with recorded(folder, lambda _: None) as curve:
+    with recorded(folder, 60, lambda _: None) as curve:
         job = TrainJob(
             recipe=recipe_of(config),
             cache="host",

@@ -1,6 +1,5 @@
 """The store's address and its answers: servers and databases that misbehave are real ones."""
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from threading import Thread
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.mlflow_store import check_answers, redacted, resolve_uri
+from pipeline.mlflow_store import check_answers, connect, redacted, reported, resolve_uri
 
 
 def test_the_store_is_the_configured_one_else_the_environments_else_a_file(
@@ -92,12 +91,26 @@ def test_nothing_listening_is_reported_at_once() -> None:
     assert time.monotonic() - began < 2
 
 
-def test_a_server_that_keeps_silent_is_given_up() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
-        with pytest.raises(TrackingError, match="no answer; is the address right"):
-            check_answers(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
-        assert time.monotonic() - began < 2
+def test_a_server_that_keeps_silent_is_given_up(silent: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=r"no answer for 1 s \(tracking\.timeout_s\); is the address right"):
+        check_answers(silent, timeout_s=0.5)
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_falls_silent_later_is_given_up_after_three_requests(silent: str) -> None:
+    """A request has no limit of its own: it is the one that the first question had."""
+    with pytest.raises(TrackingError):
+        check_answers(silent, timeout_s=1)
+    from mlflow.entities import Param
+
+    began = time.monotonic()
+    with (
+        pytest.raises(TrackingError, match=r"cannot log: no answer for 1 s \(tracking\.timeout_s\)"),
+        reported("log", silent),
+    ):
+        connect(silent).log_batch("0" * 32, params=[Param("seed", "0")])
+    assert time.monotonic() - began < 15  # by MLflow's own defaults it would be a quarter of an hour
 
 
 def test_an_address_of_no_known_kind_is_refused() -> None:

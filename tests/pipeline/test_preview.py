@@ -85,7 +85,7 @@ def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(packed: Path, folder: Path, drawn: Preview | None) -> Worker:
-    with recorded(folder, lambda _: None) as curve:
+    with recorded(folder, 60, lambda _: None) as curve:
         job = TrainJob(
             recipe=recipe_of(config()),
             cache="host",
@@ -170,7 +170,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_while_it_draws_only_the_newest_checkpoint_waits(checkpoints: list[Path], tmp_path: Path) -> None:
-    with recorded(tmp_path, lambda _: None) as curve:
+    with recorded(tmp_path, 60, lambda _: None) as curve:
         previews = opened(curve)
         for checkpoint in checkpoints:
             previews.show(checkpoint)
@@ -188,7 +188,7 @@ def test_what_goes_wrong_is_told_once_and_later_pictures_are_drawn(checkpoints: 
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, broken / AVERAGE)
     shutil.rmtree(removed)
     told: list[str] = []
-    with recorded(tmp_path, lambda _: None, told.append) as curve:
+    with recorded(tmp_path, 60, lambda _: None, told.append) as curve:
         previews = opened(curve)
         for checkpoint in (broken, removed, good):
             previews.show(checkpoint)
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_is_not_there_any_more_is_named_so(checkpoints: list[P
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_process_is_told_of_once_and_followed_by_another(checkpoints: list[Path], tmp_path: Path) -> None:
     told: list[str] = []
-    with recorded(tmp_path, lambda _: None) as curve:
+    with recorded(tmp_path, 60, lambda _: None) as curve:
         previews = opened(curve, told.append)
         previews.show(checkpoints[0])
         ray.get(previews._actor.finish.remote())

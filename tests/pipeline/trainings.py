@@ -42,7 +42,7 @@ def train_in(folder: Path, run: Run) -> None:
     """The training alone, to its end, which may be an early one."""
     folder.mkdir(parents=True, exist_ok=True)
     restore_curve(folder, [])
-    with recorded(folder, lambda _: None) as curve:
+    with recorded(folder, 60, lambda _: None) as curve:
         job = TrainJob(
             recipe=recipe_of(run.config),
             cache=run.config.data.cache,

@@ -1,0 +1,75 @@
+"""The weights that a training starts from in place of random ones: found and checked once, before anything is spent.
+
+What decides the result is the weights and not where they were: their digest is part of the training's identity. They
+are copied into the training's folder, from where workers read them, on other nodes and after a restart too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from .checkpoint import weights_digest
+from .config import Config
+from .errors import ConfigError, PipelineError, TrainingError
+from .files import write_bytes
+from .stored_model import check_weights, read_weights, weights_of
+
+START = "start.safetensors"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Weights of a model that exists, in memory."""
+
+    name: str
+    """Where they are from; of an alias, the version that it meant."""
+    digest: str
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}, weights {self.digest[:12]}"
+
+    def write(self, folder: Path) -> None:
+        """Copies the weights into a training's folder, whole or absent, unless they are there."""
+        path = folder / START
+        try:
+            if weights_digest(read_weights(path)) == self.digest:
+                return
+        except ConfigError:
+            pass  # none there yet, or a damaged one
+        write_bytes(path, save(dict(self.weights)))
+
+
+def find_start(name: str, config: Config, tracking_uri: str) -> WarmStart:
+    """What is called so, as `train.warm_start` has it, for this configuration's network.
+
+    ConfigError where it is not there or the weights are another network's; TrackingError where MLflow does not answer
+    or has no such model.
+    """
+    try:
+        with weights_of(name, tracking_uri, config.tracking.timeout_s) as (found, file):
+            weights = read_weights(file)
+            with torch.device("meta"):
+                network = config.spec.build()
+            check_weights(weights, network, found, "of this configuration")
+            weights = {key: tensor.clone() for key, tensor in weights.items()}  # the file may change, or go
+    except PipelineError as error:
+        raise type(error)(f"train.warm_start: {error}") from None
+    return WarmStart(found, weights_digest(weights), weights)
+
+
+def read_start(folder: Path, digest: str) -> Mapping[str, Tensor]:
+    """The copy in a training's folder. TrainingError unless it is whole and of this digest."""
+    path = folder / START
+    remedy = "remove it, and the same command copies it anew"
+    try:
+        weights = read_weights(path)
+    except ConfigError as error:
+        raise TrainingError(f"{error}; {remedy}") from None
+    if (found := weights_digest(weights)) != digest:
+        raise TrainingError(f"{path}: weights {found[:12]}, expected {digest[:12]}; {remedy}")
+    return weights
