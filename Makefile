@@ -6,7 +6,7 @@ FILE ?= pipeline/runs/digits.yaml
 SET ?=
 OUTPUT ?= outputs
 
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow check format bench ui lock clean

@@ -1,11 +1,13 @@
 """For all tests, which share the cores: what starts Ray clusters runs one after the other, the rest beside it."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("no deadline", deadline=None)  # machines are noisy, and no test here is about time
 settings.load_profile("no deadline")
@@ -21,22 +23,31 @@ def _one_thread() -> Iterator[None]:
 
 
 _ON_CLUSTERS = (
-    "elastic",
-    "end_to_end",
-    "sweep",
-    "preview",
-    "gauges",
-    "failures",
-    "guided",
-    "recipes",
-    "remote_training",
+    "test_elastic",
+    "test_end_to_end",
+    "test_sweep",
+    "test_preview",
+    "test_gauges",
+    "test_failures",
+    "test_guided",
+    "test_recipes",
+    "test_remote_training",
 )
 
 
+class _Files(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist's are not typed
+    """Files stay together, since their fixtures are dear; those that start clusters are one group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "clusters" if file.stem in _ON_CLUSTERS else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Files:
+    return _Files(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay together, since their fixtures are dear; those of clusters are one group, which is begun first."""
-    ranks = {f"test_{name}": rank for rank, name in enumerate(_ON_CLUSTERS)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-    for item in items:
-        group = "clusters" if item.path.stem in ranks else str(item.path.relative_to(Path(__file__).parent))
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The group that takes longest is begun first."""
+    items.sort(key=lambda item: _ON_CLUSTERS.index(item.path.stem) if item.path.stem in _ON_CLUSTERS else math.inf)
