@@ -42,10 +42,15 @@ def keep(file: Path, folder: Path, moment: Snapshot) -> None:
             shutil.copyfile(file, draft)
 
 
-def clear_half_kept(folder: Path) -> None:
-    """Removes what a training that was killed has left half kept."""
+def clear_after(folder: Path, images_seen: int) -> None:
+    """Removes what a kill has left half kept, and averages later than where the training goes on: of steps that are
+    undone, which may be taken otherwise, by another number of workers for instance.
+    """
     for path in folder.glob(".*.safetensors"):
         path.unlink(missing_ok=True)
+    for path in folder.glob("images-*.safetensors"):
+        if _moment(path.name).images_seen > images_seen:
+            path.unlink(missing_ok=True)
 
 
 def kept(folder: Path) -> dict[str, str]:
@@ -78,7 +83,12 @@ class MadeAverage:
 
     @cached_property
     def reconstruction(self) -> Reconstruction:
-        """Coefficients in the order of `kept`, and the error."""
+        """Coefficients in the order of `kept`, and the error. TrainingError where nothing was kept."""
+        if not self.kept:
+            raise TrainingError(
+                f"{self.folder}: no averages were kept; set sample.sigma_rel=null, or remove {self.folder.parent} to "
+                "train anew"
+            )
         return reconstruct_average([_moment(name) for name in self.kept], self.wanted)
 
     def __str__(self) -> str:
@@ -87,7 +97,10 @@ class MadeAverage:
         words = f"sigma_rel {self.wanted.sigma_rel:g}: made of {len(self.kept):,} kept averages, {error:.1%} off"
         if error <= LARGE_ERROR:
             return words
-        return f"{words}; keep two widths in train.also_averaged, or train anew with a smaller train.checkpoint_images"
+        return (
+            f"{words}; keep two widths in train.also_averaged, or remove {self.folder.parent} to train anew with a "
+            "smaller train.checkpoint_images"
+        )
 
     def make(self) -> None:
         """Writes the file. TrainingError where one that was kept is missing or damaged."""

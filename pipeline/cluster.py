@@ -91,6 +91,8 @@ def _check_answers(address: str, timeout_s: float) -> None:
             connection.recv(1)  # whatever it is: Ray will judge
     except TimeoutError:
         raise _no_answer(address, TimeoutError(f"silent for {timeout_s:g} s, cluster.timeout_s")) from None
+    except ConnectionResetError:  # something is there, which may want TLS: Ray will judge
+        return
     except (OSError, ValueError) as error:
         raise _no_answer(address, error) from None
 

@@ -177,8 +177,8 @@ class TrackingConfig(Record):
     experiment: str = Field("diffusion", min_length=1)
     """MLflow experiment that the run belongs to."""
     timeout_s: float = Field(ANSWER_S, gt=0)
-    """Longest wait for MLflow, seconds: for each answer of a server, which is asked up to three times, and at the end
-    for the last points of the training curve."""
+    """Longest wait for MLflow, seconds: for each answer of a server, which is asked up to three times (in place of
+    MLFLOW_HTTP_REQUEST_TIMEOUT), and at the end for each of the last points and pictures of the training."""
 
 
 class Config(Record):

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,27 +42,34 @@ class MetricsFollower:
 
     def __init__(self, run: TrackedRun, curve: Path, previews: Path) -> None:
         self._curve = curve
-        self._lines, self._pictures = _Lines(run, curve), _Pictures(run, previews)
+        self._lines, self._pictures = _Lines(run, curve), _Pictures(run, previews, self._progressed)
         self._problem = ""
         self._rounds = 0  # how often everything that was there has been sent
+        self._sent_pictures = 0
         self._hurry = False
         self._closed = False
         self._changed = Condition()
         Thread(target=self._follow, name="mlflow-follower", daemon=True).start()
 
     def flush(self, timeout_s: float) -> None:
-        """Returns once MLflow has every line and picture that are there now; else TrackingError."""
+        """Returns once MLflow has every line and picture that are there now.
+
+        TrackingError where nothing arrives there for timeout_s.
+        """
         with self._changed:
             # The round under way may have looked before the last line was written: await the next one.
             target, self._hurry = self._rounds + 2, True
             self._changed.notify_all()
-            sent = self._changed.wait_for(lambda: self._rounds >= target, timeout_s)
+            while self._rounds < target:
+                before = self._rounds, self._sent_pictures
+                if not self._changed.wait_for(lambda: (self._rounds, self._sent_pictures) != before, timeout_s):  # noqa: B023  # called at once
+                    break
             self._hurry = False
-        if not sent:
+        if self._rounds < target:
             raise TrackingError(
-                f"{self._curve} and the pictures beside it: not all could be sent to MLflow within {timeout_s:g} s "
-                f"(tracking.timeout_s; {self._problem or 'the answers are too slow'}); the files are complete, and the "
-                "same command sends the rest"
+                f"{self._curve} and the pictures beside it: not all could be sent to MLflow, and for {timeout_s:g} s "
+                f"(tracking.timeout_s) nothing arrived ({self._problem or 'the answers are too slow'}); the files are "
+                "complete, and the same command sends the rest"
             )
 
     def close(self, timeout_s: float) -> None:
@@ -73,6 +80,11 @@ class MetricsFollower:
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
+
+    def _progressed(self) -> None:
+        with self._changed:
+            self._sent_pictures += 1
+            self._changed.notify_all()
 
     def _follow(self) -> None:
         pause_s = _POLL_S
@@ -158,8 +170,9 @@ class _Pictures:
     there.
     """
 
-    def __init__(self, run: TrackedRun, folder: Path) -> None:
-        self._run, self._folder = run, folder
+    def __init__(self, run: TrackedRun, folder: Path, progressed: Callable[[], None]) -> None:
+        """progressed: called after each picture."""
+        self._run, self._folder, self._progressed = run, folder, progressed
         self._sent: set[int] | None = None  # by images seen; None: the store has not been asked yet
 
     def send_new(self) -> None:
@@ -174,6 +187,7 @@ class _Pictures:
                 if _is_whole(new[images]):
                     self._send(new[images], images)
                 self._sent.add(images)
+                self._progressed()
 
     def _stored(self) -> set[int]:
         names = [file.path for file in self._run.client.list_artifacts(self._run.run_id, _IMAGES)]
@@ -202,7 +216,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # the latter is how Pillow names some damage
         _logger.warning("a picture of the training is left out, it cannot be read: %s", error)
         return False
     return True

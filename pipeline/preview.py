@@ -11,6 +11,7 @@ no actor: the sample stage draws from the same weights at once.
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
@@ -24,10 +25,12 @@ from model import ClassifierGuidance, Guidance, ModelSpec, NoGuidance, Sampler, 
 
 from .checkpoint import AVERAGE, images_of
 from .config import Config
+from .errors import ConfigError
 from .stored_model import assembled
 
 PREVIEWS = "previews"  # folder of a training's pictures, named as its checkpoints
 _NICENESS = 19
+_GONE = "newer checkpoints have taken its place"
 _END_S = 10.0
 _REASON_CHARACTERS = 200
 
@@ -62,9 +65,14 @@ class Preview:
         from evaluation.pictures import image_grid  # matplotlib takes seconds, which training should not wait for
 
         if not checkpoint.is_dir():
-            raise FileNotFoundError("newer checkpoints have taken its place")
+            raise FileNotFoundError(_GONE)
         torch.set_num_threads(self.threads)
-        model = assembled(self.spec, self.guidance, checkpoint / AVERAGE, None, device)
+        try:
+            model = assembled(self.spec, self.guidance, checkpoint / AVERAGE, None, device)
+        except ConfigError:
+            if checkpoint.is_dir():
+                raise
+            raise FileNotFoundError(_GONE) from None
         seeds = torch.tensor(self.seeds, device=device)
         images = generate(model, self.sampler, seeds, guidance=self.guidance).cpu().numpy()
         image_grid(images, math.ceil(math.sqrt(len(images))), picture_of(checkpoint))
@@ -105,6 +113,8 @@ class Previewer:
         if gpu is not None:  # Ray shows no GPU to an actor that asks for none
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             torch.cuda.init()
+            free, total = torch.cuda.mem_get_info()
+            torch.cuda.set_per_process_memory_fraction(free / total / 2)  # the rest is the training's
         self._preview, self._device = preview, torch.device("cuda" if gpu is not None else "cpu")
         self._complain = _Complaint(curve.say.remote)
         self._newest: Path | None = None
@@ -139,17 +149,21 @@ class Previewer:
             self._preview.draw(checkpoint, self._device)
         except Exception as error:  # also where memory runs out: the next checkpoint may find enough
             self._complain(f"of {images_of(checkpoint):,} images left out", error)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # the memory is the training's
+        finally:
+            with suppress(RuntimeError):  # a GPU that has failed fails here, too
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()  # the memory is the training's
 
 
 class Previews:
     """Rank 0's side. Nothing here raises or waits, but `close` for a while."""
 
     def __init__(
-        self, preview: Preview, device: torch.device, final_images: int, curve: Any, say: Callable[[str], None]
+        self, preview: Preview, device: torch.device, final_images: int, curve: Any, say: Callable[[str], Any]
     ) -> None:
-        """final_images: of the last checkpoint. curve: actor that hands lines to the terminal, as `say` does."""
+        """final_images: of the last checkpoint. curve: actor that hands lines to the terminal, as `say` does, which
+        waits for nobody.
+        """
         self._start_with = preview, visible_gpu(device, os.environ), curve
         self._final_images = final_images
         self._complain = _Complaint(say)

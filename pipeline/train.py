@@ -41,12 +41,11 @@ from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
 
 _RAY = "ray-train"
-_TIMEOUTS = (
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
-)
+_TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S")
 """Ray Train's, by their environment variables; it passes them on to its controller and the workers."""
+_ROOM = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_ROOM_S = 60.0
+"""One attempt to find room for as many workers as there seemed to be room for; then Ray Train looks anew."""
 
 
 _STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState, ResizingState)
@@ -121,11 +120,12 @@ def train_network(
 def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -> None:
     """Runs the workers to the end. Checkpoints are our own, so Ray Train's folder is empty but for its marks."""
     os.environ.update(dict.fromkeys(_TIMEOUTS, str(config.timeout_s)))
+    os.environ[_ROOM] = str(min(_ROOM_S, config.timeout_s / 4))
     shutil.rmtree(folder / _RAY, ignore_errors=True)  # it would go on by its own snapshot of an earlier attempt
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=int(config.timeout_s)),
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=math.ceil(config.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=job.recipe.train.num_workers,
             elastic_resize_monitor_interval_s=config.resize_s,
@@ -137,8 +137,7 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
             storage_path=str(folder),
             failure_config=FailureConfig(
                 max_failures=config.max_failures,
-                # of starts; one that takes too long counts, too, and is then told of by StartLimit
-                controller_failure_limit=max(1, config.max_failures),
+                controller_failure_limit=-1,  # of attempts to find room, which StartLimit ends
             ),
             callbacks=[StartLimit(min(job.recipe.train.worker_range), config.timeout_s)],  # type: ignore[list-item]  # V1's
         ),
@@ -151,8 +150,9 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
 
 
 class StartLimit(ControllerCallback):
-    """Ends a training that has been without workers for too long; Ray Train would try a few times as long, and wait
-    for ever where a range of workers is asked for and there is no room for the fewest.
+    """Ends a training that has been without room for its workers for too long; Ray Train would wait for ever.
+
+    It is not asked while processes that have been given room start: nothing ends one that hangs there.
     """
 
     def __init__(self, workers: int, timeout_s: float) -> None:

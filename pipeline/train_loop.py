@@ -21,8 +21,8 @@ from ray import train as ray_train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
-from .averages import AVERAGES, clear_half_kept
-from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, newest_checkpoint
+from .averages import AVERAGES, clear_after
+from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, images_of, newest_checkpoint
 from .curve import Gauges
 from .errors import DataError, TrainingError
 from .order import OrderConfig
@@ -94,7 +94,7 @@ class Worker:
         self.final_images = self.config.steps * self.config.batch_size
         self.previews = None
         if job.preview is not None and rank == 0:
-            self.previews = Previews(job.preview, device, self.final_images, job.curve, self._say)
+            self.previews = Previews(job.preview, device, self.final_images, job.curve, job.curve.say.remote)
         self.writer = CheckpointWriter(
             Path(job.folder, CHECKPOINTS),
             self.config.keep_checkpoints,
@@ -110,14 +110,16 @@ class Worker:
         if self.rank != 0:
             return None
         clear_unfinished(self.writer.folder)
-        clear_half_kept(Path(self.job.folder, AVERAGES))
         newest = newest_checkpoint(Path(self.job.folder), self._say)
+        clear_after(Path(self.job.folder, AVERAGES), images_of(newest) if newest else 0)
         return str(newest) if newest else None
 
     def resume(self, checkpoint: str | None) -> None:
         """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
             self.state.load(Path(checkpoint), self.job.identity)
+            if self.previews is not None:
+                self.previews.show(Path(checkpoint))  # a kill may have kept its picture from being drawn
         elif "warm_start" in self.job.identity:
             self.state.begin_with(read_start(Path(self.job.folder), self.job.identity["warm_start"]))
         if self.rank == 0 and self.state.sums:

@@ -144,13 +144,13 @@ class TrainStep:
     def _record(self, norm: Tensor, losses: Tensor, loss: Tensor, shares: Tensor) -> None:
         """Takes up the figures of a step for the next point of the curve; those that are not finite do not count."""
         quarter = (4 * shares).long().clamp(max=3)
-        values = torch.cat((loss[None], norm[None], losses))
+        values = torch.cat((loss[None], norm[None], losses)).double()
         weights = torch.ones_like(values)
-        weights[0] = len(losses)
+        weights[:2] = len(losses)  # of all workers together the batch, however many they are
         weights *= values.isfinite()
         columns = torch.cat((torch.arange(2, device=self.device), 2 + quarter))
         sums = torch.stack((torch.where(weights > 0, values * weights, 0.0), weights))
-        self.taken_up.index_add_(1, columns, sums.double())
+        self.taken_up.index_add_(1, columns, sums)
 
     def _prepared(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents of the images, mirrored or augmented where that is asked for, and what the network is told of it."""

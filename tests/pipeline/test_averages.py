@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import NO_GUIDANCE, EMAs, PowerFunctionEMA, Snapshot
 from model.ema import gamma_of
-from pipeline.averages import AVERAGES, LARGE_ERROR, MadeAverage, clear_half_kept, keep, kept
+from pipeline.averages import AVERAGES, LARGE_ERROR, MadeAverage, clear_after, keep, kept
 from pipeline.checkpoint import CHECKPOINTS, SPEC, WEIGHTS, CheckpointWriter, newest_checkpoint, weights_digest
 from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig, Config
@@ -206,9 +206,18 @@ def test_where_no_link_can_be_made_the_file_is_copied(tmp_path: Path, other_disk
 def test_what_a_kill_left_half_kept_is_cleared_and_what_was_kept_stays(tmp_path: Path) -> None:
     (tmp_path / f".{NAMES[0]}").touch()
     (tmp_path / NAMES[1]).touch()
-    clear_half_kept(tmp_path)
-    clear_half_kept(tmp_path / "nowhere")
+    clear_after(tmp_path, BATCH * EVERY)
+    clear_after(tmp_path / "nowhere", 0)
     assert [path.name for path in tmp_path.iterdir()] == [NAMES[1]]
+
+
+def test_averages_of_steps_that_are_undone_go_with_them(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).touch()
+    clear_after(tmp_path, BATCH * EVERY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES[:2]
+    clear_after(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
@@ -222,11 +231,18 @@ def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage:
     assert not average.file.exists()
 
 
+def test_without_any_kept_average_the_way_out_is_named(tmp_path: Path) -> None:
+    average = MadeAverage(tmp_path, kept(tmp_path), Snapshot(images_seen=FINAL, sigma_rel=0.1))
+    with pytest.raises(TrainingError, match=r"no averages were kept; set sample.sigma_rel=null, or remove"):
+        average.make()
+
+
 def test_a_large_error_is_told_with_what_to_do(trained: Training) -> None:
     few = dict(list(kept(trained.folder / AVERAGES).items())[-2:])
     off, near = (MadeAverage(trained.folder, few, Snapshot(images_seen=FINAL, sigma_rel=each)) for each in (0.2, 0.075))
     assert off.reconstruction.error > LARGE_ERROR > near.reconstruction.error
-    advice = "keep two widths in train.also_averaged, or train anew with a smaller train.checkpoint_images"
+    anew = f"remove {trained.folder.parent} to train anew with a smaller train.checkpoint_images"
+    advice = f"keep two widths in train.also_averaged, or {anew}"
     assert str(off) == f"sigma_rel 0.2: made of 2 kept averages, {off.reconstruction.error:.1%} off; {advice}"
     assert str(near) == f"sigma_rel 0.075: made of 2 kept averages, {near.reconstruction.error:.1%} off"
 

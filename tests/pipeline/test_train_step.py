@@ -98,6 +98,7 @@ def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
         step(batch(position))
     counts = step.taken_up[1, 2:].tolist()
     assert sum(counts) == 400
+    assert step.taken_up[1, :2].tolist() == [400, 400]  # weighed by images, however many workers share them
     assert min(counts) > 60
     losses = step.take_figures(seconds=1.0).losses
     by_quarter = [losses[f"loss_q{number}"] for number in range(4)]
