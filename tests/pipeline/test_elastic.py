@@ -109,41 +109,66 @@ def drain(node: Any) -> None:
     assert accepted, why
 
 
+class Elastic:
+    """A training on as many nodes as there are, which events of a script disturb."""
+
+    def __init__(self, nodes: Nodes, output: Path) -> None:
+        self.nodes = nodes
+        cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
+        self.expected = train_here(prepared(CONFIG, output / "here", cluster, **LONG))
+        self.run = prepared(CONFIG, output / "elastic", cluster, **LONG, num_workers=[1, 2])
+        self.folder = Train().folder(self.run)
+
+    def points(self) -> int:
+        return len(read_curve(self.folder))
+
+    def wait_for_points(self, more: int) -> None:
+        seen = self.points()
+        wait_until(lambda: self.points() > seen + more)
+
+    def grow(self) -> Any:
+        """A second node, and its worker at work. -> the node."""
+        self.wait_for_points(3)
+        node = self.nodes.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
+        wait_until(lambda: len(processes_of(WORKER)) == 2)
+        self.wait_for_points(3)
+        return node
+
+    def lose(self, node: Any) -> None:
+        """Kills its raylet, while there is still something to train."""
+        self.nodes.remove_node(node, allow_graceful=False)
+        assert self.points() < LONG["images"] // LONG["log_images"], "it was over before the node had gone"
+
+    def made_just_in_time(self) -> list[Path]:
+        checkpoints = (self.folder / CHECKPOINTS).glob("images-*")
+        return [path for path in checkpoints if int(path.name.removeprefix("images-")) % LONG["checkpoint_images"]]
+
+    def finish_although(self, script: Callable[[], None]) -> None:
+        with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
+            disturbed = pool.submit(script)
+            Train().finish(self.run)
+            disturbed.result(timeout=WAIT_S)
+        assert_same_curve(losses(self.folder), losses(self.expected.folder))
+
+
 def test_workers_and_nodes_that_come_go_and_die_leave_the_same_training(nodes: Nodes, tmp_path: Path) -> None:
     """From one worker to two, as a node is added; one of them is killed; the node's going is announced, so that a
     checkpoint is made just in time; its raylet is killed, and one worker goes on from there.
     """
-    cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
-    expected = train_here(prepared(CONFIG, tmp_path / "here", cluster, **LONG))
-    run = prepared(CONFIG, tmp_path / "elastic", cluster, **LONG, num_workers=[1, 2])
-    folder = Train().folder(run)
+    training = Elastic(nodes, tmp_path)
 
-    def points() -> int:
-        return len(read_curve(folder))
-
-    def wait_for_points(more: int) -> None:
-        seen = points()
-        wait_until(lambda: points() > seen + more)
-
-    def made_just_in_time() -> list[Path]:
-        checkpoints = (folder / CHECKPOINTS).glob("images-*")
-        return [path for path in checkpoints if int(path.name.removeprefix("images-")) % LONG["checkpoint_images"]]
-
-    def come_and_go() -> int:
-        wait_for_points(3)
-        node = nodes.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
-        wait_until(lambda: len(processes_of(WORKER)) == 2)
-        wait_for_points(3)
+    def come_and_go() -> None:
+        node = training.grow()
         kill(WORKER)
-        wait_for_points(3)
+        training.wait_for_points(3)
         drain(node)
-        wait_until(lambda: bool(made_just_in_time()))
-        nodes.remove_node(node, allow_graceful=False)
-        return points()
+        wait_until(lambda: bool(training.made_just_in_time()))
+        training.lose(node)
 
-    with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
-        gone = pool.submit(come_and_go)
-        Train().finish(run)
-        points_then = gone.result(timeout=WAIT_S)
-    assert points_then < LONG["images"] // LONG["log_images"], "it was over before the node had gone"
-    assert_same_curve(losses(folder), losses(expected.folder))
+    training.finish_although(come_and_go)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_without_notice_leaves_the_same_training(nodes: Nodes, tmp_path: Path) -> None:
+    training = Elastic(nodes, tmp_path)
+    training.finish_although(lambda: training.lose(training.grow()))
