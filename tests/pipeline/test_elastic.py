@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "register": {"model_name": "elastic"},
     "cluster": {"resize_s": 2, "max_failures": 20},
 }
-LONG = {"images": 32_000, "log_images": 320, "checkpoint_images": 6_400}
+LONG = {"images": 64_000, "log_images": 320, "checkpoint_images": 6_400}
 TOLERANCE = 1e-5  # relative: another number of workers adds up in another order
 WAIT_S = 300
 WORKER = "RayTrainWorker"
@@ -92,13 +93,6 @@ def nodes() -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.1)
-
-
 def drain(node: Any) -> None:
     """What a cloud says of a machine that it is about to take back."""
     from ray._raylet import GcsClient
@@ -118,19 +112,26 @@ class Elastic:
         self.expected = train_here(prepared(CONFIG, output / "here", cluster, **LONG))
         self.run = prepared(CONFIG, output / "elastic", cluster, **LONG, num_workers=[1, 2])
         self.folder = Train().folder(self.run)
+        self.over = Event()
 
     def points(self) -> int:
         return len(read_curve(self.folder))
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, "the condition was never met"
+            assert not self.over.wait(0.1), "it was over before"
+
     def wait_for_points(self, more: int) -> None:
         seen = self.points()
-        wait_until(lambda: self.points() > seen + more)
+        self.wait_until(lambda: self.points() > seen + more)
 
     def grow(self) -> Any:
         """A second node, and its worker at work. -> the node."""
         self.wait_for_points(3)
         node = self.nodes.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
-        wait_until(lambda: len(processes_of(WORKER)) == 2)
+        self.wait_until(lambda: len(processes_of(WORKER)) == 2)
         self.wait_for_points(3)
         return node
 
@@ -147,6 +148,7 @@ class Elastic:
         with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
             disturbed = pool.submit(script)
             Train().finish(self.run)
+            self.over.set()
             disturbed.result(timeout=WAIT_S)
         assert_same_curve(losses(self.folder), losses(self.expected.folder))
 
@@ -162,7 +164,7 @@ def test_workers_and_nodes_that_come_go_and_die_leave_the_same_training(nodes: N
         kill(WORKER)
         training.wait_for_points(3)
         drain(node)
-        wait_until(lambda: bool(training.made_just_in_time()))
+        training.wait_until(lambda: bool(training.made_just_in_time()))
         training.lose(node)
 
     training.finish_although(come_and_go)
