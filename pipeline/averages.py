@@ -1,7 +1,8 @@
 """Power-function averages of a training, kept at each of its checkpoints, and averages of other lengths made of them.
 
-Karras et al. 2024, section 3.2. Checkpoints come and go, these stay: each is a file of the folder `averages` in the
-training's, named by the images seen and its relative width; an average made of them lies beside them.
+Karras et al. 2024, section 3.2. Checkpoints are removed when newer ones are written; these files stay, in the folder
+`averages` of the training's folder. Their names say the images seen and the relative width. An average that is made of
+them lies beside them.
 """
 
 import os
@@ -22,9 +23,9 @@ from .files import sha256_of, write_bytes
 
 AVERAGES = "averages"
 LARGE_ERROR = 0.1
-"""Of a reconstruction. Weights that scatter like white noise around their mean leave in an average a scatter
-proportional to its profile's norm, so the error is the reconstruction's own scatter in units of the average's: 0.1 adds
-a hundredth to its variance."""
+"""Error of a reconstruction, as a share of the wanted profile's norm, from which on the terminal advises against it.
+Where weights scatter like white noise around their mean, an average scatters in proportion to its profile's norm: an
+error of 0.1 then adds a hundredth to the variance of the average."""
 
 _KEPT, _MADE = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
 
@@ -38,7 +39,7 @@ def keep(file: Path, folder: Path, moment: Snapshot) -> None:
         draft.unlink(missing_ok=True)  # of an attempt that was killed
         try:
             os.link(file, draft)
-        except OSError:  # no links there, or another file system; what is amiss otherwise, the copy says, too
+        except OSError:  # no links there, or another file system; anything else that is wrong fails the copy, too
             shutil.copyfile(file, draft)
 
 
@@ -48,10 +49,14 @@ def clear_half_kept(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def kept(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of the averages in `folder`, when the training ends. One made of them earlier is removed."""
+def clear_made(folder: Path) -> None:
+    """Removes the averages that were made of those kept: a training that has gone on may have kept others."""
     for path in folder.glob(_MADE.format("*")):
         path.unlink()
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of the averages that a training has kept in `folder`."""
     return {path.name: sha256_of(path) for path in sorted(folder.glob("images-*.safetensors"))}
 
 
@@ -63,17 +68,17 @@ def _moment(name: str) -> Snapshot:
 
 @dataclass(frozen=True)
 class MadeAverage:
-    """The power-function average of a relative width at the end of a training, made of those that it kept."""
+    """A power-function average of any relative width, at the end of a training, made of those that it has kept."""
 
     folder: Path
     """Where the training has kept them."""
     kept: Mapping[str, str]
-    """File name -> sha256, as `kept` found them."""
+    """File name -> sha256, as `kept` found them when the training ended."""
     wanted: Snapshot
 
     @property
     def file(self) -> Path:
-        """Where it is, or is to be."""
+        """Where it is once `make` has been called."""
         return self.folder / _MADE.format(self.wanted.sigma_rel)
 
     @cached_property

@@ -27,8 +27,8 @@ from .config import Config
 from .stored_model import assembled
 
 PREVIEWS = "previews"  # folder of a training's pictures, named as its checkpoints
-_NICENESS = 19
-_END_S = 10.0
+_NICENESS = 19  # the lowest priority
+_END_S = 10.0  # longest wait at the end of the training
 _REASON_CHARACTERS = 200
 
 
@@ -76,7 +76,10 @@ def picture_of(checkpoint: Path) -> Path:
 
 
 def visible_gpu(device: torch.device, environment: Mapping[str, str]) -> str | None:
-    """By which name another process sees the GPU that is `device` in this one; None: it is none."""
+    """What CUDA_VISIBLE_DEVICES must be for another process to see the GPU `device` of this one; None: it is no GPU.
+
+    environment: of this process.
+    """
     if device.type != "cuda":
         return None
     index, shown = device.index or 0, environment.get("CUDA_VISIBLE_DEVICES")
@@ -84,13 +87,13 @@ def visible_gpu(device: torch.device, environment: Mapping[str, str]) -> str | N
 
 
 class _Complaint:
-    """Tells of the first of several problems; the training goes on at each."""
+    """Tells of the first of several problems, none of which ends the training, and keeps silent on the others."""
 
     def __init__(self, say: Callable[[str], Any]) -> None:
         self._say: Callable[[str], Any] | None = say
 
     def __call__(self, what: str, error: Exception) -> None:
-        """One line, whatever the error has to say."""
+        """what: the words after `preview`. Of the error, no more than the beginning of its first line is told."""
         say, self._say = self._say, None
         if say is not None:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -98,7 +101,7 @@ class _Complaint:
 
 
 class Previewer:
-    """Runs as an actor. While it draws, only the newest checkpoint that it has been told of waits."""
+    """Draws, as an actor. While it is at one checkpoint, only the newest of those that it is told of waits."""
 
     def __init__(self, preview: Preview, gpu: str | None, curve: Any) -> None:
         os.nice(_NICENESS)
@@ -113,13 +116,13 @@ class Previewer:
         Thread(target=self._follow, name="preview", daemon=True).start()
 
     def show(self, checkpoint: Path) -> None:
-        """Called by rank 0: returns at once."""
+        """Called by rank 0; returns at once. A checkpoint that has waited until now is not drawn."""
         with self._changed:
             self._newest = checkpoint
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Returns once nothing waits."""
+        """Returns once the newest checkpoint has been drawn or left out."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest == self._done)
 
@@ -143,18 +146,20 @@ class Previewer:
             torch.cuda.empty_cache()  # the memory is the training's
 
 
-class Previews:
-    """Rank 0's side. Nothing here raises or waits, but `close` for a while."""
+class PreviewClient:
+    """Rank 0's side: starts the Previewer and tells it of checkpoints. Nothing here raises; only `close` waits."""
 
     def __init__(
         self, preview: Preview, device: torch.device, final_images: int, curve: Any, say: Callable[[str], None]
     ) -> None:
-        """final_images: of the last checkpoint. curve: actor that hands lines to the terminal, as `say` does."""
+        """final_images: images seen at the last checkpoint. say: takes a line for the terminal; curve: the actor by
+        which the Previewer sends its own.
+        """
         self._start_with = preview, visible_gpu(device, os.environ), curve
         self._final_images = final_images
         self._complain = _Complaint(say)
         self._actor: Any = None
-        self._answer: Any = None  # to the last message, in Ray's hands
+        self._answer: Any = None  # Ray's reference to the answer to the last message
 
     def show(self, checkpoint: Path) -> None:
         """Has the picture of this checkpoint drawn, unless it is there or would be the only one."""
@@ -168,7 +173,7 @@ class Previews:
             self._complain(f"of {images_of(checkpoint):,} images left out", error)
 
     def close(self) -> None:
-        """Waits until all is drawn, but not for long."""
+        """Waits until all is drawn, `_END_S` at most, and ends the process."""
         if self._actor is None:
             return
         self._answer = self._actor.finish.remote()
@@ -184,7 +189,7 @@ class Previews:
         return remote.remote(*self._start_with)
 
     def _forget_if_dead(self) -> None:
-        """The next checkpoint then has another one."""
+        """After which the next checkpoint starts another one."""
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return
         try:

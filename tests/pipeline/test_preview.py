@@ -24,7 +24,7 @@ from pipeline.cluster import Cluster, connected
 from pipeline.config import Config
 from pipeline.curve import recorded
 from pipeline.keyroles import identity
-from pipeline.preview import PREVIEWS, Preview, Previews, picture_of, visible_gpu
+from pipeline.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
 
 from .trainings import assert_same_state, losses, prepared, train_in
 
@@ -115,10 +115,10 @@ def checkpoints(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def opened(curve: Any, say: Callable[[str], None] = print, final_images: int = 10_000) -> Previews:
-    drawn = Preview.of(config())
-    assert drawn is not None
-    return Previews(drawn, torch.device("cpu"), final_images, curve, say)
+def opened(curve: Any, say: Callable[[str], None] = print, final_images: int = 10_000) -> PreviewClient:
+    wanted = Preview.of(config())
+    assert wanted is not None
+    return PreviewClient(wanted, torch.device("cpu"), final_images, curve, say)
 
 
 def drawn(checkpoints: list[Path]) -> list[Path]:
@@ -210,10 +210,10 @@ def test_the_last_checkpoint_starts_no_process_where_it_is_the_only_one(checkpoi
 def test_a_process_that_cannot_be_started_is_told_of_once(
     checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Previews) -> None:
+    def refuse(_: PreviewClient) -> None:
         raise RuntimeError("no room\nanother line")
 
-    monkeypatch.setattr(Previews, "_started", refuse)
+    monkeypatch.setattr(PreviewClient, "_started", refuse)
     told: list[str] = []
     previews = opened(None, told.append)
     for checkpoint in checkpoints:

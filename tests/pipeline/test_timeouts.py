@@ -142,7 +142,9 @@ def test_a_worker_whose_points_nobody_takes_gives_up(run: Run, tmp_path: Path) -
     buffer: Any = ray.remote(num_cpus=0)(CurveBuffer).remote()
     worker = worker_of(run, tmp_path, buffer, timeout_s=1)
     hang(buffer)
-    says = r"worker 0 on .*: nobody takes the training curve for 1 s \(cluster\.timeout_s\), after 0; is the cluster's"
+    says = (
+        r"worker 0 on .*: nobody has taken the points of the curve for 1 s \(cluster\.timeout_s\), after 0 images; is"
+    )
     with pytest.raises(TrainingError, match=says):
         worker._say("a line")
     ray.kill(buffer)

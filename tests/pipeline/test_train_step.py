@@ -141,6 +141,8 @@ def stalled(tmp_path: Path) -> Iterator[Run]:
 
 def test_a_loader_that_stalls_is_an_error_that_names_worker_and_storage(stalled: Run, tmp_path: Path) -> None:
     folder = stalled.results["prepare"].folder
-    says = rf"worker 0 on .*: no images for 0.5 s \(cluster.timeout_s\), after 0; is the storage of {folder} alive"
+    says = (
+        rf"worker 0 on .*: no images for 0.5 s \(cluster.timeout_s\), after 0 images; is the storage of {folder} alive"
+    )
     with pytest.raises(DataError, match=says):
         worker_of(stalled, tmp_path, timeout_s=0.5).run()
