@@ -26,7 +26,10 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def made_average(run: Run) -> MadeAverage | None:
-    """The average of `sample.sigma_rel`, made yet or not, of a run that has been trained; None: that of `train.ema`."""
+    """Of a run that has been trained, the average that `sample.sigma_rel` asks for, whether its file is there or not.
+
+    None where it asks for none: images are then drawn from the average of `train.ema`.
+    """
     sigma_rel, train = run.config.sample.sigma_rel, run.results["train"]
     if sigma_rel is None:
         return None
@@ -35,7 +38,7 @@ def made_average(run: Run) -> MadeAverage | None:
 
 
 def weights_identity(run: Run) -> str:
-    """Digest of what decides the weights that a run draws from; no reconstruction has to be made for it."""
+    """Digest of what decides the weights that a run draws from, known before an average is made of those kept."""
     average, facts = made_average(run), run.results["train"].facts
     return facts["weights_digest"] if average is None else digest([average.wanted.model_dump(), average.kept])
 
@@ -64,7 +67,7 @@ class ModelFolders:
 
     @property
     def weights(self) -> Path:
-        """Safetensors that images are drawn from."""
+        """The safetensors file that images are drawn from."""
         return self.train / self.weights_file
 
     def write_description(self, config: Config, folder: Path) -> None:
