@@ -1,8 +1,8 @@
 """Power-function averages of a training, kept at each of its checkpoints, and averages of other lengths made of them.
 
 Karras et al. 2024, section 3.2. Checkpoints are removed when newer ones are written; these files stay, in the folder
-`averages` of the training's folder. Their names say the images seen and the relative width. An average that is made of
-them lies beside them.
+`averages` of the training's folder. Their names say the images seen and the relative width. Beside them lie post-hoc
+averages: those of other widths, made of the kept ones once the training has ended.
 """
 
 import os
@@ -27,13 +27,13 @@ LARGE_ERROR = 0.1
 Where weights scatter like white noise around their mean, an average scatters in proportion to its profile's norm: an
 error of 0.1 then adds a hundredth to the variance of the average."""
 
-_KEPT, _MADE = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
+_KEPT, _POSTHOC = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
 
 
 def keep(file: Path, folder: Path, moment: Snapshot) -> None:
     """Keeps a checkpoint's file in `folder`, as a hard link where the file system can. OSError where it refuses.
 
-    One of the same moment is replaced: a training that resumed from before makes the same again.
+    moment: what the file holds. One of the same moment is replaced: a training that resumed from before makes it again.
     """
     with whole_file(folder / _KEPT.format(moment.images_seen, moment.sigma_rel)) as draft:
         draft.unlink(missing_ok=True)  # of an attempt that was killed
@@ -49,9 +49,9 @@ def clear_half_kept(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clear_made(folder: Path) -> None:
-    """Removes the averages that were made of those kept: a training that has gone on may have kept others."""
-    for path in folder.glob(_MADE.format("*")):
+def clear_posthoc(folder: Path) -> None:
+    """Removes post-hoc averages: a training that has gone on since they were made may have kept others."""
+    for path in folder.glob(_POSTHOC.format("*")):
         path.unlink()
 
 
@@ -67,7 +67,7 @@ def _moment(name: str) -> Snapshot:
 
 
 @dataclass(frozen=True)
-class MadeAverage:
+class PostHocAverage:
     """A power-function average of any relative width, at the end of a training, made of those that it has kept."""
 
     folder: Path
@@ -79,7 +79,7 @@ class MadeAverage:
     @property
     def file(self) -> Path:
         """Where it is once `make` has been called."""
-        return self.folder / _MADE.format(self.wanted.sigma_rel)
+        return self.folder / _POSTHOC.format(self.wanted.sigma_rel)
 
     @cached_property
     def reconstruction(self) -> Reconstruction:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from evaluation.atomic import whole_file
 from model import Denoising
 
-from .averages import AVERAGES, clear_made, kept
+from .averages import AVERAGES, clear_posthoc, kept
 from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, weights_digest
 from .cluster import Cluster
 from .config import ClusterConfig, Config
@@ -214,7 +214,7 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
         shutil.copyfile(checkpoint / AVERAGE, temporary)
     points = read_curve(folder)
     weights = load_file(folder / WEIGHTS)
-    clear_made(folder / AVERAGES)
+    clear_posthoc(folder / AVERAGES)
     return {
         "images": images,
         "loss": next((point["loss"] for point in reversed(points) if "loss" in point), math.nan),

@@ -7,8 +7,7 @@ First, in this process: how long a step waits for a checkpoint of the CIFAR-10 n
 Then two contestants take turns, each a fresh process: `python -m pipeline train` on the digits, and the shortest script
 that has Ray Train take DDP steps of the same network by as many workers. Of each: seconds from the start of the process
 to the first step, and from the SIGKILL of a worker to the next new step. The pipeline reads shards, joins MLflow, makes
-a checkpoint every ten steps and averages weights; the script does none of that, and begins anew
-after the kill.
+a checkpoint every ten steps and averages weights; the script does none of that, and begins anew after the kill.
 """
 
 import argparse
