@@ -77,7 +77,7 @@ class TrainState:
         return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
 
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Begins from these weights of such a network, its averages too. All else is as at any beginning."""
+        """Network and averages begin with these weights; all else is as at any beginning."""
         self.network.load_state_dict(weights)
         for ema in self.ema.averages:
             ema.load_state_dict(weights)

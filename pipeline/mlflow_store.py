@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ANSWER_S = 30.0
-"""Longest wait for an answer, where no configuration says another."""
+"""Longest wait for an answer, seconds, where no configuration says another."""
 
 _ENVIRONMENT = {
     # MLflow's own defaults wait 2 minutes for an answer and ask 8 times, over about 4 more minutes, or longer where

@@ -4,8 +4,8 @@ Once its first checkpoint is written, rank 0 starts an actor on its own node, of
 each checkpoint by a message that nobody waits for; the actor reads the averaged weights from the disk and draws. What
 goes wrong there, its death included, does not reach the training, and the terminal hears of it once.
 
-At its end training waits at most `_END_S` for what is still being drawn. One whose only checkpoint is its last starts
-no actor: the sample stage draws from the same weights at once.
+At its end training waits for what is still being drawn, `_END_S` at most. A training with no checkpoint but its last
+starts no actor: the sample stage draws from the same weights at once.
 """
 
 import math
@@ -40,7 +40,9 @@ class Preview:
     sampler: Sampler
     guidance: Guidance
     seeds: range
+    """One for each image."""
     threads: int
+    """Of the process that draws."""
 
     @classmethod
     def of(cls, config: Config) -> "Preview | None":

@@ -234,7 +234,7 @@ def steady_images_per_s(points: list[Point]) -> float:
 
 
 def _explained(error: BaseException) -> PipelineError:
-    """What a worker raised on purpose, or else the first line of what Ray says, with the rank that failed."""
+    """What was raised on purpose, or else the last line of what Ray says, with the rank that failed where one did."""
     failures = getattr(error, "worker_failures", None) or {}
     # all workers' failures: where one refuses, the others only miss it; then StartLimit's
     for failure in [*failures.values(), getattr(error, "controller_failure", None)]:
