@@ -136,6 +136,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_not_from_the_source(
 
 def test_a_checkpoint_of_another_start_is_refused(home: Path, source: Path, tmp_path: Path) -> None:
     cold = new_worker(tmp_path, new_run(home))
+    train(cold, 1)
     cold.state.snapshot(cold.job.identity).write(tmp_path / CHECKPOINTS)
     warm = new_worker(tmp_path, new_run(home, source))
     with pytest.raises(TrainingError, match=r"belongs to another configuration \(warm_start: absent there, [0-9a-f]+"):
