@@ -151,14 +151,19 @@ def quality_against_evaluations(
 def quality_against_length(
     series: Mapping[str, Sequence[tuple[float, float]]], score: str, path: Path, real: tuple[str, float] | None = None
 ) -> None:
-    """A score against the relative width of the averaged weights, as `quality_against_evaluations` is drawn. After
-    Karras et al. 2024, figure 5.
+    """A score against the length of the averages that were drawn from, after Karras et al. 2024, figure 5.
+
+    series: name -> (sigma_rel > 0, value). The rest as in `quality_against_evaluations`.
     """
     _quality(series, "EMA length: sigma_rel, as a share of the training", score, path, real)
 
 
 def _quality(
-    series: Mapping[str, Sequence[tuple[float, float]]], x: str, score: str, path: Path, real: tuple[str, float] | None
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    score: str,
+    path: Path,
+    real: tuple[str, float] | None,
 ) -> None:
     lines = {
         name: np.array(sorted(point for point in points if np.isfinite(point).all()), dtype=np.float64)
@@ -171,7 +176,7 @@ def _quality(
         )
     figure = Figure(figsize=(9, max(4.8, 1 + 0.26 * len(lines))), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel=x, ylabel=score)
+    axes = figure.add_subplot(xlabel=x_label, ylabel=score)
     for number, line in enumerate(lines.values()):
         axes.plot(
             *line.T,

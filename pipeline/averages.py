@@ -1,7 +1,8 @@
 """Power-function averages of a training, kept at each of its checkpoints, and averages of other lengths made of them.
 
-Karras et al. 2024, section 3.2. Checkpoints come and go, these stay: each is a file of the folder `averages` in the
-training's, named by the images seen and its relative width; an average made of them lies beside them.
+Karras et al. 2024, section 3.2. Checkpoints are removed when newer ones are written; these files stay, in the folder
+`averages` of the training's folder. Their names say the images seen and the relative width. Beside them lie post-hoc
+averages: those of other widths, made of the kept ones once the training has ended.
 """
 
 import os
@@ -22,23 +23,23 @@ from .files import sha256_of, write_bytes
 
 AVERAGES = "averages"
 LARGE_ERROR = 0.1
-"""Of a reconstruction. Weights that scatter like white noise around their mean leave in an average a scatter
-proportional to its profile's norm, so the error is the reconstruction's own scatter in units of the average's: 0.1 adds
-a hundredth to its variance."""
+"""Error of a reconstruction, as a share of the wanted profile's norm, from which on the terminal advises against it.
+Where weights scatter like white noise around their mean, an average scatters in proportion to its profile's norm: an
+error of 0.1 then adds a hundredth to the variance of the average."""
 
-_KEPT, _MADE = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
+_KEPT, _POSTHOC = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
 
 
 def keep(file: Path, folder: Path, moment: Snapshot) -> None:
     """Keeps a checkpoint's file in `folder`, as a hard link where the file system can. OSError where it refuses.
 
-    One of the same moment is replaced: a training that resumed from before makes the same again.
+    moment: what the file holds. One of the same moment is replaced: a training that resumed from before makes it again.
     """
     with whole_file(folder / _KEPT.format(moment.images_seen, moment.sigma_rel)) as draft:
         draft.unlink(missing_ok=True)  # of an attempt that was killed
         try:
             os.link(file, draft)
-        except OSError:  # no links there, or another file system; what is amiss otherwise, the copy says, too
+        except OSError:  # no links there, or another file system; anything else that is wrong fails the copy, too
             shutil.copyfile(file, draft)
 
 
@@ -53,10 +54,14 @@ def clear_after(folder: Path, images_seen: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def kept(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of the averages in `folder`, when the training ends. One made of them earlier is removed."""
-    for path in folder.glob(_MADE.format("*")):
+def clear_posthoc(folder: Path) -> None:
+    """Removes post-hoc averages: a training that has gone on since they were made may have kept others."""
+    for path in folder.glob(_POSTHOC.format("*")):
         path.unlink()
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of the averages that a training has kept in `folder`."""
     return {path.name: sha256_of(path) for path in sorted(folder.glob("images-*.safetensors"))}
 
 
@@ -67,19 +72,19 @@ def _moment(name: str) -> Snapshot:
 
 
 @dataclass(frozen=True)
-class MadeAverage:
-    """The power-function average of a relative width at the end of a training, made of those that it kept."""
+class PostHocAverage:
+    """A power-function average of any relative width, at the end of a training, made of those that it has kept."""
 
     folder: Path
     """Where the training has kept them."""
     kept: Mapping[str, str]
-    """File name -> sha256, as `kept` found them."""
+    """File name -> sha256, as `kept` found them when the training ended."""
     wanted: Snapshot
 
     @property
     def file(self) -> Path:
-        """Where it is, or is to be."""
-        return self.folder / _MADE.format(self.wanted.sigma_rel)
+        """Where it is once `make` has been called."""
+        return self.folder / _POSTHOC.format(self.wanted.sigma_rel)
 
     @cached_property
     def reconstruction(self) -> Reconstruction:

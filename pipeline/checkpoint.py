@@ -77,7 +77,7 @@ class TrainState:
         return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
 
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Begins from these weights of such a network, its averages too. All else is as at any beginning."""
+        """Network and averages begin with these weights; all else is as at any beginning."""
         self.network.load_state_dict(weights)
         for ema in self.ema.averages:
             ema.load_state_dict(weights)
@@ -138,7 +138,7 @@ class Snapshot:
     manifest: dict[str, Any]
     """Without the digests of the files."""
     kept: dict[str, Moment]
-    """The files that are kept when the checkpoint is removed, and what they hold."""
+    """Its files that stay when the checkpoint is removed, and which average each holds."""
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class Snapshot:
         for name in names:
             _to_disk(draft / name)
         write_json(draft / MANIFEST, self.manifest | {"sha256": {name: sha256_of(draft / name) for name in names}})
-        for name, moment in self.kept.items():  # before it has its name: whatever goes on from it has them
+        for name, moment in self.kept.items():  # before it has its name: who goes on from it finds them kept
             keep(draft / name, folder.parent / AVERAGES, moment)
         if self.kept:
             _to_disk(folder.parent / AVERAGES)
@@ -185,8 +185,8 @@ class CheckpointWriter:
     """Writes one training's checkpoints, one at a time, while it goes on; keeps the newest and the best.
 
     A write that the storage refuses is told by `tell` and does not stop the training, which tries again at its next
-    checkpoint; `refusals` of them in a row do, and one that takes longer than `timeout_s`, cluster.timeout_s. `written`
-    hears of each that is whole, in the thread that wrote it.
+    checkpoint; `refusals` of them in a row do, and so does a write that takes longer than `timeout_s` seconds, which is
+    cluster.timeout_s. `on_written` is called with the path of each that is whole, by the thread that wrote it.
     """
 
     def __init__(
@@ -196,21 +196,21 @@ class CheckpointWriter:
         timeout_s: float,
         tell: Callable[[str], None],
         refusals: int = 3,
-        written: Callable[[Path], None] = lambda _: None,
+        on_written: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder, self.keep, self.timeout_s, self.refusals = folder, keep, timeout_s, refusals
-        self._tell, self._written = tell, written
+        self._tell, self._on_written = tell, on_written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._refused = 0
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begins to write it, once the one before is done. TrainingError as of `wait`."""
+        """Begins to write it, once the one before is done; TrainingError where `wait` would raise it."""
         self.wait()
         self._writing = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Until nothing is being written. TrainingError where the storage has refused too often, or takes too long."""
+        """Returns once nothing is being written. TrainingError where the storage is refusing or too slow."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
@@ -244,7 +244,7 @@ class CheckpointWriter:
             clear_unfinished(self.folder)  # its room is needed by whatever is tried next
             raise
         retain(self.folder, self.keep, written.name)
-        self._written(written)
+        self._on_written(written)
 
 
 def retain(folder: Path, keep: int, newest: str) -> None:

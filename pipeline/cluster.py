@@ -15,7 +15,8 @@ from .terminal import quiet_libraries
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC, which Ray speaks, begins; every server answers it at once."""
+"""The first bytes of every client of gRPC, which Ray speaks: HTTP/2's preface and an empty SETTINGS frame (RFC 9113,
+section 3.4). A server answers them at once."""
 _PACKAGES = ("model", "evaluation", "pipeline")
 
 
@@ -88,7 +89,7 @@ def _check_answers(address: str, timeout_s: float) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
             connection.sendall(_HTTP2_HELLO)
-            connection.recv(1)  # whatever it is: Ray will judge
+            connection.recv(1)  # whatever it says: Ray will judge
     except TimeoutError:
         raise _no_answer(address, TimeoutError(f"silent for {timeout_s:g} s, cluster.timeout_s")) from None
     except ConnectionResetError:  # something is there, which may want TLS: Ray will judge

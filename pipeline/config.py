@@ -75,7 +75,7 @@ class TrainConfig(Record):
     ema: EMAProfile = ExponentialEMA()
     """Average of the weights, from which images are sampled."""
     also_averaged: tuple[EMAProfile, ...] = ()
-    """Further averages, kept in every checkpoint; power functions for good, see sample.sigma_rel."""
+    """Further averages, kept in every checkpoint; those by power functions outlive it, for sample.sigma_rel."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; weights, loss and optimizer stay float32. auto: bf16 on GPUs, fp32 on CPUs."""
     compile: Annotated[bool, Resource] = False
@@ -85,17 +85,18 @@ class TrainConfig(Record):
     keep_checkpoints: Annotated[int, Resource] = Field(2, ge=1)
     """So many of the newest checkpoints are kept, and the one whose training loss was the lowest."""
     preview_images: Annotated[int, Resource] = Field(16, ge=0)
-    """A picture of so many images for each checkpoint, from the first seeds of `sample`, drawn while training goes on;
-    0: none."""
+    """At each checkpoint so many images are drawn, from the first seeds of `sample`, and shown as one picture; training
+    goes on meanwhile. 0: none."""
     max_skipped_steps: Annotated[int, Resource] = Field(10, ge=1)
     """Training ends after so many steps in a row that were not finite; fewer are left out and counted."""
     log_images: Annotated[int, Resource] = Field(100_000, ge=1)
     """A point of the training curve every so many images."""
     warm_start: Annotated[str | None, Resource] = Field(None, min_length=1)
-    """Start anew from the weights of this model in place of random ones: a run's folder, models:/NAME@ALIAS,
-    models:/NAME/VERSION or a .safetensors file. The weights decide the result, not where they were; an alias is looked
-    up once, when the command starts. After it has moved, the same command is another run; an interrupted one goes on
-    where this key names the version that it began with, or start.safetensors in its training's folder."""
+    """Begin with the weights of this model in place of random ones: a run's folder, models:/NAME@ALIAS,
+    models:/NAME/VERSION or a .safetensors file. What the weights are decides the result, where they are does not. An
+    alias is looked up once, when the command starts; once it names another version, the same command is another run. To
+    finish an interrupted one then, name here the version that it began with, or start.safetensors, the copy of the
+    weights in its training's folder."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -122,9 +123,9 @@ class SampleConfig(Record):
     guidance: Guidance = NoGuidance()
     """How strongly the class of an image is followed."""
     sigma_rel: float | None = Field(None, gt=0, le=WIDEST_SIGMA_REL)
-    """Relative width of the power-function average to draw from, made after the training of those of train.ema and
-    train.also_averaged at each checkpoint, best of two widths, 0.05 and 0.1 (Karras et al. 2024, section 3.2); null:
-    the average of train.ema."""
+    """Draw from the power-function average of this relative width; null: from the average of train.ema. It is made
+    after the training, of the power-function averages among train.ema and train.also_averaged as they were at each
+    checkpoint; keep two, of widths 0.05 and 0.1 (Karras et al. 2024, section 3.2)."""
 
 
 class EvaluateConfig(Record):
@@ -161,12 +162,12 @@ class ClusterConfig(Record):
     max_failures: int = Field(3, ge=0)
     """How often training starts again from its last checkpoint when a worker fails, before the run fails."""
     timeout_s: float = Field(600, gt=0)
-    """Longest wait of the run's processes for one another, seconds, before it fails instead of hanging: for the cluster
-    to answer, for workers to start or to catch up, for the next images, for a checkpoint to be written."""
+    """Longest wait, seconds, of the run's processes for one another, after which the run fails instead of hanging: for
+    the cluster to answer, for workers to start or to catch up, for the next images, for a checkpoint to be written."""
     task_timeout_s: float = Field(86_400, gt=0)
-    """Longest time without a finished task while images are drawn and scored, seconds; also for another run that holds
-    the same scores. A task is a chunk of images, which takes hours where a large network draws in many steps on CPUs:
-    set it to a few times what a chunk takes."""
+    """Longest time, seconds, in which no task ends while images are drawn and scored; also the longest wait for another
+    run that is making the same features or likelihoods. A task is a chunk of images, and takes hours where a large
+    network draws in many steps on CPUs: set this to a few times what a chunk takes."""
 
 
 class TrackingConfig(Record):
@@ -178,7 +179,7 @@ class TrackingConfig(Record):
     """MLflow experiment that the run belongs to."""
     timeout_s: float = Field(ANSWER_S, gt=0)
     """Longest wait for MLflow, seconds: for each answer of a server, which is asked up to three times (in place of
-    MLFLOW_HTTP_REQUEST_TIMEOUT), and at the end for each of the last points and pictures of the training."""
+    MLFLOW_HTTP_REQUEST_TIMEOUT), and at the end for the next of the last points and pictures to arrive."""
 
 
 class Config(Record):

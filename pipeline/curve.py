@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 class Gauges:
     """The numbers of the last point, each as a gauge `pipeline_train_NAME` with the tag `run`; rank 0 sets them.
 
-    Ray exports them with the prefix `ray_` at the metrics port of the worker's node, where ray[default] is installed.
+    Where ray[default] is installed, Ray exports them at the metrics port of the node, as `ray_pipeline_train_NAME`.
     """
 
     def __init__(self, run: str) -> None:
@@ -86,10 +86,10 @@ def recorded(
     on_point: Callable[[Point], None],
     on_line: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Any]:
-    """An actor for rank 0 to add points to; while the block runs they go to the file in `folder` and to `on_point`,
-    and what it has to say to `on_line`.
+    """Yields the actor that rank 0 gives its points and lines to. While the block runs, points go on to the file in
+    `folder` and to `on_point`, and lines for the person at the terminal to `on_line`.
 
-    TrainingError where the last points do not come within timeout_s of the block's end.
+    TrainingError where the last ones do not come within timeout_s of the block's end.
     """
     buffer: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CurveBuffer).remote()
     ended = Event()

@@ -31,7 +31,7 @@ from model import default_label
 
 from .errors import DataError
 from .fan_out import actor_pool, awaited, fan_out
-from .files import digest, read_arrays, read_json, sha256_of, shared, write_arrays, write_json
+from .files import digest, in_turn, read_arrays, read_json, sha256_of, write_arrays, write_json
 from .keyroles import identity
 from .likelihood import measure
 from .reader import ShardReader
@@ -67,7 +67,7 @@ class Evaluate(Stage):
         work = _work(run, folder)
         work.reference.mkdir(parents=True, exist_ok=True)
         # another run on these data waits here and finds the features made
-        with shared(work.reference, "set of features", run.config.cluster.task_timeout_s):
+        with in_turn(work.reference, "set of features", run.config.cluster.task_timeout_s):
             _make_classifier(run, work)
             digest_ = work.extractor_digest()
             _write_features(run, work, [batch for batch in work.batches() if work.read(batch, digest_) is None])

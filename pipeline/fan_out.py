@@ -25,8 +25,8 @@ _RESTARTS = 3  # of an actor, and of a task on it
 def actor_pool(cluster: Cluster, count: int, actor: type, *arguments: Any) -> Iterator[list[Any]]:
     """`count` actors of this class, made with these arguments; killed at the end.
 
-    Begins once all of them have started, of which the class tells by a method `ready`. ClusterError where that takes
-    longer than cluster.timeout_s.
+    The block begins once all of them have been made: the class has a method `ready`, which returns then. ClusterError
+    where that takes longer than cluster.timeout_s, and whatever making one raised.
     """
     config = cluster.config
     remote: Any = ray.remote(
@@ -45,7 +45,7 @@ def actor_pool(cluster: Cluster, count: int, actor: type, *arguments: Any) -> It
 
 
 def _wait_until_ready(actors: Sequence[Any], name: str, timeout_s: float) -> None:
-    """Raises what making an actor raised."""
+    """name: of the actors' class."""
     if not actors:
         return
     starting = [actor.ready.remote() for actor in actors]
@@ -63,7 +63,8 @@ def _wait_until_ready(actors: Sequence[Any], name: str, timeout_s: float) -> Non
 def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str, stage: str, timeout_s: float) -> Iterator[Task]:
     """Calls `method` of some actor with each task. Yields each task when it is done, in the order in which they end.
 
-    Two tasks wait at each actor, so that none is idle. PipelineError after timeout_s without a finished task.
+    Two tasks wait at each actor, so that none is idle. PipelineError, which names the `stage`, where no task ends in
+    timeout_s, which is cluster.task_timeout_s.
     """
     waiting = list(reversed(tasks))
     running: dict[Any, tuple[Any, Task]] = {}
@@ -87,14 +88,17 @@ def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str, stage: st
 
 
 def awaited(reference: Any, what: str, timeout_s: float) -> Any:
-    """The result behind a reference, once it is there. PipelineError after timeout_s. what: as of `_too_long`."""
+    """The result behind a reference, once it is there. PipelineError after timeout_s, which is cluster.task_timeout_s.
+
+    what: who has not done what, as the error says it.
+    """
     if not ray.wait([reference], timeout=timeout_s)[0]:
         raise _too_long(what, timeout_s)
     return result_of(reference)
 
 
 def _too_long(what: str, timeout_s: float) -> PipelineError:
-    """what: who has not done what."""
+    """what: who has not done what, to go before `for ... s`."""
     return PipelineError(
         f"{what} for {timeout_s:g} s (cluster.task_timeout_s); raise that if it takes longer, else look for what "
         "hangs; what is done is kept and the same command goes on from there"
@@ -109,7 +113,7 @@ def result_of(reference: Any) -> Any:
         cause = getattr(error, "cause", None)
         if isinstance(cause, (PipelineError, EvaluationError)):
             raise cause from None
-        # the last line of what was raised in a task or the making of an actor, the first one of an actor that is lost
+        # Of what a task or the making of an actor raised, the last line says it; where an actor is lost, the first.
         lines = str(error).strip().splitlines()
         raised = isinstance(error, ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
         said = lines[-1] if raised else lines[0]

@@ -86,8 +86,8 @@ def exclusive(folder: Path, work: str) -> Iterator[None]:
 
 
 @contextmanager
-def shared(folder: Path, work: str, timeout_s: float) -> Iterator[None]:
-    """Holds a folder for this process as soon as no other does. PipelineError after timeout_s."""
+def in_turn(folder: Path, work: str, timeout_s: float) -> Iterator[None]:
+    """Waits until no other process holds the folder, then holds it for this one. PipelineError after timeout_s."""
     try:
         held = _lock_of(folder).acquire(timeout=timeout_s)
     except Timeout:

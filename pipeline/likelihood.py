@@ -18,7 +18,7 @@ from model import NO_GUIDANCE
 
 from .errors import DataError, TrainingError
 from .fan_out import actor_pool, fan_out
-from .files import digest, read_arrays, shared, write_arrays
+from .files import digest, in_turn, read_arrays, write_arrays
 from .keyroles import identity
 from .reader import ShardReader
 from .shard_cache import ShardCacheConfig
@@ -120,7 +120,7 @@ def measure(run: Run, likelihoods: Sequence[Likelihood], folder: Path) -> dict[s
         work = _work(run, likelihood)
         work.folder.mkdir(parents=True, exist_ok=True)
         # another run of this model waits here and finds it measured
-        with shared(work.folder, "likelihood", run.config.cluster.task_timeout_s):
+        with in_turn(work.folder, "likelihood", run.config.cluster.task_timeout_s):
             _write(run, work)
             results = work.results()
         scores |= likelihood.scores(results)

@@ -32,7 +32,7 @@ _POLL_S = 1.0
 _LONGEST_RETRY_S = 30.0
 _HURRIED_RETRY_S = 0.2  # while flush waits
 _MAX_METRICS = 999  # of one log_batch, which takes 1,000 things, the tag included
-_IMAGES, _KEY = "images", "samples"  # folder in which MLflow looks for pictures, and what it calls ours
+_IMAGES, _KEY = "images", "samples"  # the folder in which MLflow looks for pictures, and ours' name there
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class MetricsFollower:
         Thread(target=self._follow, name="mlflow-follower", daemon=True).start()
 
     def flush(self, timeout_s: float) -> None:
-        """Returns once MLflow has every line and picture that are there now.
+        """Returns once MLflow has every line and picture that is there now.
 
         TrackingError where nothing arrives there for timeout_s.
         """
@@ -163,11 +163,11 @@ class _Lines:
 
 
 class _Pictures:
-    """Pictures on their way to MLflow, where they are one that changes with the step.
+    """Pictures on their way to MLflow, which shows them as one, with a slider over the step.
 
-    As by `MlflowClient.log_image`, which however names a picture anew each time it is sent, and may leave half of it
-    behind. Here the name is a function of the picture, and of its two files the one that is sent last says that it is
-    there.
+    Sent as by `MlflowClient.log_image`, but so that sending one again is harmless. That method gives a picture another
+    name each time, and where it is killed between the picture's two files, half stays behind. Here the name is a
+    function of the run and the images seen, and a picture is there once its second file is, the small copy.
     """
 
     def __init__(self, run: TrackedRun, folder: Path, progressed: Callable[[], None]) -> None:
@@ -190,6 +190,7 @@ class _Pictures:
                 self._progressed()
 
     def _stored(self) -> set[int]:
+        """Images seen at the pictures that MLflow has."""
         names = [file.path for file in self._run.client.list_artifacts(self._run.run_id, _IMAGES)]
         found = (re.fullmatch(rf"{_IMAGES}/{_KEY}\+step\+(\d+)\+.*\+compressed\.webp", name) for name in names)
         return {int(match[1]) for match in found if match}
@@ -212,7 +213,7 @@ class _Pictures:
 
 
 def _is_whole(path: Path) -> bool:
-    """A picture that the disk has damaged costs one of the pictures, not the run."""
+    """Warns where the disk has damaged a picture, which is then left out; the others are sent."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ANSWER_S = 30.0
-"""Longest wait for an answer, where no configuration says another."""
+"""Longest wait for an answer, seconds, where no configuration says another."""
 
 _ENVIRONMENT = {
     # MLflow's own defaults wait 2 minutes for an answer and ask 8 times, over about 4 more minutes, or longer where
@@ -72,9 +72,9 @@ def resolve_uri(configured: str | None, output: Path) -> str:
 def check_answers(uri: str, timeout_s: float = ANSWER_S) -> None:
     """TrackingError, within about `timeout_s`, unless the store at `uri` answers. Creates nothing.
 
-    From then on every request of this process to a server waits so long for each answer, too, in whole seconds.
+    From then on every request of this process to a server waits as long for each answer, rounded up to whole seconds.
     """
-    # of seconds without a byte: the weights go through the same connection
+    # It limits the seconds without a byte, not a whole request: weights take longer, through the same connection.
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(math.ceil(timeout_s))
     probe = _probe_server if uri.startswith(("http://", "https://")) else _probe_database
     with reported("reach MLflow", uri):

@@ -4,8 +4,8 @@ Once its first checkpoint is written, rank 0 starts an actor on its own node, of
 each checkpoint by a message that nobody waits for; the actor reads the averaged weights from the disk and draws. What
 goes wrong there, its death included, does not reach the training, and the terminal hears of it once.
 
-At its end training waits at most `_END_S` for what is still being drawn. One whose only checkpoint is its last starts
-no actor: the sample stage draws from the same weights at once.
+At its end training waits for what is still being drawn, `_END_S` at most. A training with no checkpoint but its last
+starts no actor: the sample stage draws from the same weights at once.
 """
 
 import math
@@ -29,9 +29,9 @@ from .errors import ConfigError
 from .stored_model import assembled
 
 PREVIEWS = "previews"  # folder of a training's pictures, named as its checkpoints
-_NICENESS = 19
+_NICENESS = 19  # the lowest priority
+_END_S = 10.0  # longest wait at the end of the training
 _GONE = "newer checkpoints have taken its place"
-_END_S = 10.0
 _REASON_CHARACTERS = 200
 
 
@@ -43,7 +43,9 @@ class Preview:
     sampler: Sampler
     guidance: Guidance
     seeds: range
+    """One for each image."""
     threads: int
+    """Of the process that draws."""
 
     @classmethod
     def of(cls, config: Config) -> "Preview | None":
@@ -84,7 +86,10 @@ def picture_of(checkpoint: Path) -> Path:
 
 
 def visible_gpu(device: torch.device, environment: Mapping[str, str]) -> str | None:
-    """By which name another process sees the GPU that is `device` in this one; None: it is none."""
+    """What CUDA_VISIBLE_DEVICES must be for another process to see the GPU `device` of this one; None: it is no GPU.
+
+    environment: of this process.
+    """
     if device.type != "cuda":
         return None
     index, shown = device.index or 0, environment.get("CUDA_VISIBLE_DEVICES")
@@ -92,13 +97,13 @@ def visible_gpu(device: torch.device, environment: Mapping[str, str]) -> str | N
 
 
 class _Complaint:
-    """Tells of the first of several problems; the training goes on at each."""
+    """Tells of the first of several problems, none of which ends the training, and keeps silent on the others."""
 
     def __init__(self, say: Callable[[str], Any]) -> None:
         self._say: Callable[[str], Any] | None = say
 
     def __call__(self, what: str, error: Exception) -> None:
-        """One line, whatever the error has to say."""
+        """what: the words after `preview`. Of the error, no more than the beginning of its first line is told."""
         say, self._say = self._say, None
         if say is not None:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -106,7 +111,7 @@ class _Complaint:
 
 
 class Previewer:
-    """Runs as an actor. While it draws, only the newest checkpoint that it has been told of waits."""
+    """Draws, as an actor. While it is at one checkpoint, only the newest of those that it is told of waits."""
 
     def __init__(self, preview: Preview, gpu: str | None, curve: Any) -> None:
         os.nice(_NICENESS)
@@ -123,13 +128,13 @@ class Previewer:
         Thread(target=self._follow, name="preview", daemon=True).start()
 
     def show(self, checkpoint: Path) -> None:
-        """Called by rank 0: returns at once."""
+        """Called by rank 0; returns at once. A checkpoint that has waited until now is not drawn."""
         with self._changed:
             self._newest = checkpoint
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Returns once nothing waits."""
+        """Returns once the newest checkpoint has been drawn or left out."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest == self._done)
 
@@ -155,20 +160,20 @@ class Previewer:
                     torch.cuda.empty_cache()  # the memory is the training's
 
 
-class Previews:
-    """Rank 0's side. Nothing here raises or waits, but `close` for a while."""
+class PreviewClient:
+    """Rank 0's side: starts the Previewer and tells it of checkpoints. Nothing here raises; only `close` waits."""
 
     def __init__(
         self, preview: Preview, device: torch.device, final_images: int, curve: Any, say: Callable[[str], Any]
     ) -> None:
-        """final_images: of the last checkpoint. curve: actor that hands lines to the terminal, as `say` does, which
-        waits for nobody.
+        """final_images: images seen at the last checkpoint. say: takes a line for the terminal, and waits for nobody;
+        curve: the actor by which the Previewer sends its own.
         """
         self._start_with = preview, visible_gpu(device, os.environ), curve
         self._final_images = final_images
         self._complain = _Complaint(say)
         self._actor: Any = None
-        self._answer: Any = None  # to the last message, in Ray's hands
+        self._answer: Any = None  # Ray's reference to the answer to the last message
 
     def show(self, checkpoint: Path) -> None:
         """Has the picture of this checkpoint drawn, unless it is there or would be the only one."""
@@ -182,7 +187,7 @@ class Previews:
             self._complain(f"of {images_of(checkpoint):,} images left out", error)
 
     def close(self) -> None:
-        """Waits until all is drawn, but not for long."""
+        """Waits until all is drawn, `_END_S` at most, and ends the process."""
         if self._actor is None:
             return
         self._answer = self._actor.finish.remote()
@@ -198,7 +203,7 @@ class Previews:
         return remote.remote(*self._start_with)
 
     def _forget_if_dead(self) -> None:
-        """The next checkpoint then has another one."""
+        """After which the next checkpoint starts another one."""
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return
         try:

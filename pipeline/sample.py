@@ -25,7 +25,7 @@ from .fan_out import actor_pool, awaited, fan_out
 from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
-from .trained_model import ModelFolders, made_average, weights_identity
+from .trained_model import ModelFolders, posthoc_average, weights_identity
 
 STRIP = "strip.npz"
 _STRIP_IMAGES = 8
@@ -49,7 +49,7 @@ class Sample(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config.sample
         device = run.joined.device_type
-        folders, average = ModelFolders.of(run), made_average(run)
+        folders, average = ModelFolders.of(run), posthoc_average(run)
         chunks = Chunks(folder, config, device)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
         needs_strip = not (folder / STRIP).exists()

@@ -52,7 +52,8 @@ class Run:
     tracked: TrackedRun | None = None
     results: dict[str, Result] = field(default_factory=dict)
     warm_start: WarmStart | None = None
-    """Looked up when the run is made, where the configuration asks for it, so that it stays the same to the end."""
+    """What training starts from. Looked up when the run is made, where the configuration asks for one, so that it stays
+    the same to the end; None: random weights."""
 
     def __post_init__(self) -> None:
         if self.config.train.warm_start is not None and self.warm_start is None:

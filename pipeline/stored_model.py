@@ -77,7 +77,7 @@ class StoredModel:
 @dataclass(frozen=True)
 class _Files:
     name: str
-    """As it was asked for, but a version in place of an alias."""
+    """As it was asked for, but the version in place of an alias, and a folder's whole path."""
     description: Path
     weights: Path | None = None
     """None: where the description says."""
@@ -108,10 +108,11 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
 
 @contextmanager
 def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple[str, Path]]:
-    """The weights that a model's images are drawn from, without the model: its name, its file while the block runs.
+    """The weights that a model's images are drawn from, without the model: yields its name and their file, which is
+    there while the block runs.
 
-    name: as of `load_stored`, or a .safetensors file. An alias comes out as the version that it means now. timeout_s:
-    longest wait for MLflow's first answer. ConfigError and TrackingError as of `load_stored`.
+    name: what `load_stored` takes, or a .safetensors file; in place of an alias the version that it means now is
+    yielded. timeout_s: longest wait for MLflow's first answer. ConfigError and TrackingError as by `load_stored`.
     """
     if not name.startswith("models:") and name.endswith(".safetensors"):
         file = Path(name).expanduser().absolute()
@@ -157,7 +158,7 @@ def _refuse_closed(overrides: Sequence[str]) -> None:
 
 @contextmanager
 def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -> Iterator[_Files]:
-    """key: where a person gives another address of MLflow; timeout_s: longest wait for an answer of it."""
+    """key: the option or key by which a person gives MLflow's address; timeout_s: longest wait for its answer."""
     if name.startswith("models:"):
         with TemporaryDirectory() as folder:
             yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), key, timeout_s, Path(folder))
@@ -265,7 +266,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def check_weights(weights: Mapping[str, Tensor], network: nn.Module, name: str, whose: str) -> None:
     """ConfigError, with the first name that differs, unless the weights are those of such a network.
 
-    name: where the weights are from; whose: the network, as in `the network that ...`.
+    name: where the weights are from. whose: what the error says after `the network`.
     """
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

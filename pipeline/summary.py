@@ -9,7 +9,7 @@ from .likelihood import in_words
 from .mlflow_store import redacted
 from .stage import Run
 from .terminal import StageReport
-from .trained_model import made_average
+from .trained_model import posthoc_average
 
 SUMMARY = "summary.json"
 
@@ -78,7 +78,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         facts["class agreement"] = (
             f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
         )
-    if average := made_average(run):
+    if average := posthoc_average(run):
         facts["average"] = str(average)
     facts |= in_words(scores, run.config.evaluate.likelihoods)
     facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"

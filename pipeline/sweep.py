@@ -88,7 +88,7 @@ class Sweep:
     combinations: Sequence[Combination]
     terminal: Terminal
     warm_start: WarmStart | None = None
-    """Of the one training, looked up once; None: as the configuration says."""
+    """What the one training starts from, looked up once for all runs; None: each run looks up its own."""
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -148,7 +148,7 @@ class Sweep:
         return self.words(settings)
 
     def series_of_lengths(self, point: Point) -> str:
-        """The same where the average's length is the x axis."""
+        """Name of its line in a plot over lengths: what else is swept."""
         return self.words({key: value for key, value in point.settings.items() if key != _SIGMA_REL})
 
 
@@ -235,7 +235,8 @@ def _write(sweep: Sweep, points: Sequence[Point], heldout_images: int) -> Iterat
 def _plot(sweep: Sweep, points: Sequence[Point], heldout_images: int, suffix: str) -> Iterator[Path]:
     """The score over network evaluations, and over the averages' lengths where these are swept. Yields the paths.
 
-    Where lengths are swept and nothing else changes the evaluations, only over lengths.
+    Where lengths are swept and nothing else changes the evaluations, a plot over these would show nothing and is not
+    made. points: all of one score, which none lacks. suffix: of the files' names.
     """
     from evaluation.pictures import quality_against_evaluations, quality_against_length
 
@@ -265,7 +266,7 @@ def _varies_at_one_length(points: Sequence[Point]) -> bool:
 
 
 def _lines(places: Sequence[tuple[str, float, Point]]) -> dict[str, list[tuple[float, float]]]:
-    """Series, x and point -> the lines of a plot."""
+    """places: series, x and the point whose score is y. -> the lines of a plot."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for series, x, point in places:
         lines.setdefault(series or "samples", []).append((x, point.score() or 0.0))

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from evaluation.atomic import whole_file
 from model import Denoising
 
-from .averages import AVERAGES, kept
+from .averages import AVERAGES, clear_posthoc, kept
 from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, weights_digest
 from .cluster import Cluster
 from .config import ClusterConfig, Config
@@ -40,15 +40,14 @@ from .stage import Facts, Run, Stage
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
 
-_RAY = "ray-train"
+_RAY = "ray-train"  # folder of Ray Train's own marks in a training's folder
 _TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S")
-"""Ray Train's, by their environment variables; it passes them on to its controller and the workers."""
+"""Ray Train's own time-outs. It reads them from the driver's environment, for its controller and the workers too."""
 _ROOM = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _ROOM_S = 60.0
-"""One attempt to find room for as many workers as there seemed to be room for; then Ray Train looks anew."""
-
-
+"""Of one attempt to find room for as many workers as there seemed to be room for; then Ray Train looks anew."""
 _STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState, ResizingState)
+"""In which Ray Train's controller has no workers that train."""
 
 
 class Train(Stage):
@@ -150,12 +149,13 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
 
 
 class StartLimit(ControllerCallback):
-    """Ends a training that has been without room for its workers for too long; Ray Train would wait for ever.
+    """Ends a training that has been without room for its workers for too long; Ray Train itself would wait for ever.
 
     It is not asked while processes that have been given room start: nothing ends one that hangs there.
     """
 
     def __init__(self, workers: int, timeout_s: float) -> None:
+        """workers: the fewest that the training can do with."""
         self.workers, self.timeout_s = workers, timeout_s
         self.since_s: float | None = None
 
@@ -164,7 +164,7 @@ class StartLimit(ControllerCallback):
         previous_state: TrainControllerState,  # noqa: ARG002  # Ray Train's signature
         current_state: TrainControllerState,
     ) -> None:
-        """Ray Train calls it at every turn of its loop. ClusterError where there are no workers for too long."""
+        """Called by Ray Train at every turn of its loop. ClusterError where there have been no workers for too long."""
         if not isinstance(current_state, _STARTING):
             self.since_s = None
             return
@@ -199,7 +199,7 @@ def _check_finite(folder: Path) -> None:
 
 
 def _keep_weights(folder: Path, final_images: int) -> Facts:
-    """Copies the averaged weights out of the last checkpoint and says how the training went."""
+    """Copies the averaged weights out of the last checkpoint and says how the training went, and what it has kept."""
     checkpoint = newest_checkpoint(folder)
     images = read_json(checkpoint / MANIFEST)["images_seen"] if checkpoint else 0
     if checkpoint is None or images != final_images:
@@ -211,6 +211,7 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
         shutil.copyfile(checkpoint / AVERAGE, temporary)
     points = read_curve(folder)
     weights = load_file(folder / WEIGHTS)
+    clear_posthoc(folder / AVERAGES)
     return {
         "images": images,
         "loss": next((point["loss"] for point in reversed(points) if "loss" in point), math.nan),
@@ -230,9 +231,9 @@ def steady_images_per_s(points: list[Point]) -> float:
 
 
 def _explained(error: BaseException) -> PipelineError:
-    """What a worker raised on purpose, or else the first line of what Ray says, with the rank that failed."""
+    """What was raised on purpose, or else the last line of what Ray says, with the rank that failed where one did."""
     failures = getattr(error, "worker_failures", None) or {}
-    # all of them: where one worker refuses, the others only miss it
+    # all workers' failures: where one refuses, the others only miss it; then StartLimit's
     for failure in [*failures.values(), getattr(error, "controller_failure", None)]:
         cause: BaseException | None = failure
         while cause is not None:

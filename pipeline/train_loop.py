@@ -1,7 +1,7 @@
 """What each training worker runs: DDP over a share of every global batch, from the last checkpoint to the last image.
 
-Between two points of the curve nothing here waits for the device; nothing ever waits for MLflow or the terminal, nor
-for pictures but a while at the end.
+Between two points of the curve nothing here waits for the device. Nothing ever waits for MLflow or the terminal, and
+for pictures only the end does, a few seconds.
 """
 
 import resource
@@ -26,7 +26,7 @@ from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, images_
 from .curve import Gauges
 from .errors import DataError, TrainingError
 from .order import OrderConfig
-from .preview import Preview, Previews
+from .preview import Preview, PreviewClient
 from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
@@ -47,7 +47,7 @@ class TrainJob:
     shard_cache: ShardCacheConfig
     threads: int
     timeout_s: float
-    """Longest wait for the next images, for the driver, and for a checkpoint to be written."""
+    """Longest wait, seconds: for the next images, for the curve's actor, and for a checkpoint to be written."""
     index_folder: str
     folder: str
     """Of the training; its checkpoints lie below."""
@@ -94,13 +94,13 @@ class Worker:
         self.final_images = self.config.steps * self.config.batch_size
         self.previews = None
         if job.preview is not None and rank == 0:
-            self.previews = Previews(job.preview, device, self.final_images, job.curve, job.curve.say.remote)
+            self.previews = PreviewClient(job.preview, device, self.final_images, job.curve, job.curve.say.remote)
         self.writer = CheckpointWriter(
             Path(job.folder, CHECKPOINTS),
             self.config.keep_checkpoints,
             job.timeout_s,
             self._say,
-            written=self._written,
+            on_written=self._show,
         )
         self.gauges = Gauges(Path(job.folder).name)
         self.waited_s = 0.0
@@ -176,8 +176,8 @@ class Worker:
         except TimeoutError:
             raise DataError(
                 f"worker {self.rank} on {socket.gethostname()}: no images for {self.job.timeout_s:g} s "
-                f"(cluster.timeout_s), after {self.state.images_seen:,}; is the storage of {self.job.index_folder} "
-                f"alive?"
+                f"(cluster.timeout_s), after {self.state.images_seen:,} images; is the storage of "
+                f"{self.job.index_folder} alive?"
             ) from None
         finally:
             self.waited_s += time.perf_counter() - began
@@ -218,7 +218,7 @@ class Worker:
             }
             self.state.curve.append(point)
             self.gauges.set(point)
-            self._taken(self.job.curve.add.remote(point))
+            self._wait_until_taken(self.job.curve.add.remote(point))
         self.waited_s = 0.0
         return figures.seconds / steps, goes_on
 
@@ -227,23 +227,24 @@ class Worker:
         if self.rank == 0:
             self.writer.save(self.state.snapshot(self.job.identity))
 
-    def _written(self, checkpoint: Path) -> None:
+    def _show(self, checkpoint: Path) -> None:
+        """Has a checkpoint drawn; called by the thread that has written it."""
         if self.previews is not None:
             self.previews.show(checkpoint)
 
     def _say(self, text: str) -> None:
         """A line for the person at the terminal."""
-        self._taken(self.job.curve.say.remote(text))
+        self._wait_until_taken(self.job.curve.say.remote(text))
 
-    def _taken(self, reference: Any) -> None:
-        """Once what is sent to the driver is there. TrainingError where that takes too long."""
+    def _wait_until_taken(self, reference: Any) -> None:
+        """Returns once the curve's actor has what was sent. TrainingError where that takes too long."""
         try:
             ray.get(reference, timeout=self.job.timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise TrainingError(
-                f"worker {self.rank} on {socket.gethostname()}: nobody takes the training curve for "
-                f"{self.job.timeout_s:g} s (cluster.timeout_s), after {self.state.images_seen:,}; is the cluster's "
-                "network alive? The same command goes on from the last checkpoint"
+                f"worker {self.rank} on {socket.gethostname()}: nobody has taken the points of the curve for "
+                f"{self.job.timeout_s:g} s (cluster.timeout_s), after {self.state.images_seen:,} images; is the "
+                "cluster's network alive? The same command goes on from the last checkpoint"
             ) from None
 
 

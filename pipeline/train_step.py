@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .errors import TrainingError
 
 _FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
-"""Of each point of the curve, means over the steps since the one before."""
+"""Names of the means in each point of the curve, over the steps since the point before."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainStep:
         self.state.skipped = self.state.skipped.to(device)
         self.network = self._parallel(network)
         self.taken_up = torch.zeros(2, len(_FIGURES), dtype=torch.float64, device=device)
-        """By figure, sums over the steps since the last point of the curve and their weights, of this worker."""
+        """For each of _FIGURES, weighted sum and sum of weights over the steps since the last point, of this worker."""
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:

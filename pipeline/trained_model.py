@@ -9,7 +9,7 @@ import torch
 
 from model import ClassLabels, Guidance, ModelSpec, Snapshot, TrainedModel
 
-from .averages import AVERAGES, MadeAverage
+from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
 from .config import Config
 from .files import digest, write_json
@@ -25,18 +25,21 @@ def described(config: Config) -> dict[str, Any]:
     return {"format": FORMAT, **described_parts, "labels_withheld": withheld}
 
 
-def made_average(run: Run) -> MadeAverage | None:
-    """The average of `sample.sigma_rel`, made yet or not, of a run that has been trained; None: that of `train.ema`."""
+def posthoc_average(run: Run) -> PostHocAverage | None:
+    """Of a run that has been trained, the average that `sample.sigma_rel` asks for, whether its file is there or not.
+
+    None where it asks for none: images are then drawn from the average of `train.ema`.
+    """
     sigma_rel, train = run.config.sample.sigma_rel, run.results["train"]
     if sigma_rel is None:
         return None
     wanted = Snapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
-    return MadeAverage(train.folder / AVERAGES, train.facts["averages"], wanted)
+    return PostHocAverage(train.folder / AVERAGES, train.facts["averages"], wanted)
 
 
 def weights_identity(run: Run) -> str:
-    """Digest of what decides the weights that a run draws from; no reconstruction has to be made for it."""
-    average, facts = made_average(run), run.results["train"].facts
+    """Digest of what decides the weights that a run draws from, known before an average is made of those kept."""
+    average, facts = posthoc_average(run), run.results["train"].facts
     return facts["weights_digest"] if average is None else digest([average.wanted.model_dump(), average.kept])
 
 
@@ -53,7 +56,7 @@ class ModelFolders:
     @classmethod
     def of(cls, run: Run) -> "ModelFolders":
         """Those of a run that has been trained; the average that it draws from is made where it is not there yet."""
-        guide, average = run.results.get("guide"), made_average(run)
+        guide, average = run.results.get("guide"), posthoc_average(run)
         folders = cls(run.results["train"].folder, guide.folder if guide else None)
         if average is None:
             return folders
@@ -64,7 +67,7 @@ class ModelFolders:
 
     @property
     def weights(self) -> Path:
-        """Safetensors that images are drawn from."""
+        """The safetensors file that images are drawn from."""
         return self.train / self.weights_file
 
     def write_description(self, config: Config, folder: Path) -> None:

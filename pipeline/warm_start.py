@@ -28,6 +28,7 @@ class WarmStart:
     name: str
     """Where they are from; of an alias, the version that it meant."""
     digest: str
+    """Of the weights."""
     weights: Mapping[str, Tensor] = field(repr=False)
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class WarmStart:
 
 
 def find_start(name: str, config: Config, tracking_uri: str) -> WarmStart:
-    """What is called so, as `train.warm_start` has it, for this configuration's network.
+    """The model of this name, which `train.warm_start` gives, as a start for this configuration's network.
 
     ConfigError where it is not there or the weights are another network's; TrackingError where MLflow does not answer
     or has no such model.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import NO_GUIDANCE, EMAs, PowerFunctionEMA, Snapshot
 from model.ema import gamma_of
-from pipeline.averages import AVERAGES, LARGE_ERROR, MadeAverage, clear_after, keep, kept
+from pipeline.averages import AVERAGES, LARGE_ERROR, PostHocAverage, clear_after, keep, kept
 from pipeline.checkpoint import CHECKPOINTS, SPEC, WEIGHTS, CheckpointWriter, newest_checkpoint, weights_digest
 from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig, Config
@@ -112,9 +112,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Training:
     return Training(tmp_path_factory.mktemp("trained")).until(FINAL)
 
 
-def made(training: Training, sigma_rel: float) -> MadeAverage:
+def made(training: Training, sigma_rel: float) -> PostHocAverage:
     folder = training.folder / AVERAGES
-    average = MadeAverage(folder, kept(folder), Snapshot(images_seen=FINAL, sigma_rel=sigma_rel))
+    average = PostHocAverage(folder, kept(folder), Snapshot(images_seen=FINAL, sigma_rel=sigma_rel))
     average.make()
     return average
 
@@ -223,7 +223,7 @@ def test_averages_of_steps_that_are_undone_go_with_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
 def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage: Any) -> None:
     folder = Training(tmp_path).until(2 * BATCH * EVERY).folder / AVERAGES
-    average = MadeAverage(folder, kept(folder), Snapshot(images_seen=2 * BATCH * EVERY, sigma_rel=0.1))
+    average = PostHocAverage(folder, kept(folder), Snapshot(images_seen=2 * BATCH * EVERY, sigma_rel=0.1))
     damage(folder / NAMES[3])
     says = rf"{NAMES[3]}: sha256 .*, expected .*; restore this average, or set sample.sigma_rel=null, or remove"
     with pytest.raises(TrainingError, match=says):
@@ -232,14 +232,16 @@ def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage:
 
 
 def test_without_any_kept_average_the_way_out_is_named(tmp_path: Path) -> None:
-    average = MadeAverage(tmp_path, kept(tmp_path), Snapshot(images_seen=FINAL, sigma_rel=0.1))
+    average = PostHocAverage(tmp_path, kept(tmp_path), Snapshot(images_seen=FINAL, sigma_rel=0.1))
     with pytest.raises(TrainingError, match=r"no averages were kept; set sample.sigma_rel=null, or remove"):
         average.make()
 
 
 def test_a_large_error_is_told_with_what_to_do(trained: Training) -> None:
     few = dict(list(kept(trained.folder / AVERAGES).items())[-2:])
-    off, near = (MadeAverage(trained.folder, few, Snapshot(images_seen=FINAL, sigma_rel=each)) for each in (0.2, 0.075))
+    off, near = (
+        PostHocAverage(trained.folder, few, Snapshot(images_seen=FINAL, sigma_rel=each)) for each in (0.2, BETWEEN)
+    )
     assert off.reconstruction.error > LARGE_ERROR > near.reconstruction.error
     anew = f"remove {trained.folder.parent} to train anew with a smaller train.checkpoint_images"
     advice = f"keep two widths in train.also_averaged, or {anew}"

@@ -4,16 +4,14 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from .commands import kill_when, new_folder, run
 from .trainings import assert_same_state, losses
 
 RUN_FILE = """\
@@ -37,43 +35,6 @@ register: {model_name: ddpm-tiny}
 CLASSES = 10
 
 
-def command(folder: Path, *overrides: str, verb: str = "run") -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "pipeline",
-        verb,
-        str(folder / "tiny.yaml"),
-        f"output={folder / 'outputs'}",
-        *overrides,
-    ]
-
-
-def run(folder: Path, *overrides: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=400, cwd=folder, check=False
-    )
-
-
-def kill_when(folder: Path, condition: Callable[[], bool]) -> None:
-    """Starts the run and kills its driver without warning as soon as `condition` holds."""
-    with subprocess.Popen(
-        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True
-    ) as driver:
-        deadline = time.monotonic() + 150
-        while not condition():
-            assert driver.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "the condition was never met"
-            time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
-
-
-def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
-    folder = tmp_path_factory.mktemp(name)
-    (folder / "tiny.yaml").write_text(RUN_FILE)
-    return folder
-
-
 def summary_of(folder: Path) -> dict[str, object]:
     (path,) = folder.glob("outputs/tiny-*/summary.json")
     return json.loads(path.read_text())
@@ -86,8 +47,8 @@ def skipped(finished: subprocess.CompletedProcess[str]) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = new_folder(tmp_path_factory, "undisturbed")
-    return folder, run(folder)
+    folder = new_folder(tmp_path_factory, "undisturbed", RUN_FILE)
+    return folder, run("run", folder)
 
 
 Undisturbed = tuple[Path, subprocess.CompletedProcess[str]]
@@ -127,7 +88,7 @@ def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Un
 def test_every_stage_but_register_is_found_again_by_the_same_command(undisturbed: Undisturbed) -> None:
     folder, _ = undisturbed
     before = summary_of(folder)
-    again = run(folder, "train.num_workers=1")  # a resource: not part of what is computed
+    again = run("run", folder, "train.num_workers=1")  # a resource: not part of what is computed
     assert again.returncode == 0, again.stderr
     assert skipped(again) == 4
     after = summary_of(folder)
@@ -189,7 +150,7 @@ def test_the_champion_draws_the_same_images_outside_this_repository(undisturbed:
 
 def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undisturbed: Undisturbed) -> None:
     folder, _ = undisturbed
-    other = run(folder, "sample.sampler.steps=5", "name=five")
+    other = run("run", folder, "sample.sampler.steps=5", "name=five")
     assert other.returncode == 0, other.stderr
     assert skipped(other) == 2
     (path,) = folder.glob("outputs/five-*/summary.json")
@@ -203,14 +164,14 @@ def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undi
 def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed")
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
 
     def trained_half() -> bool:
         return len(list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))) > 1
 
-    kill_when(folder, trained_half)
+    kill_when(trained_half, "run", folder)
     assert not list(folder.glob("outputs/stages/train-*/done.json"))
-    finished = run(folder)
+    finished = run("run", folder)
     assert finished.returncode == 0, finished.stderr
     trainings = [next(where.glob("outputs/stages/train-*")) for where in (folder, undisturbed[0])]
     assert_same_state(*trainings)
@@ -223,7 +184,7 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
 def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed")
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
     for stage in undisturbed[0].glob("outputs/stages/*"):
         if stage.name.partition("-")[0] in ("prepare", "train"):
             shutil.copytree(stage, folder / stage.relative_to(undisturbed[0]))
@@ -231,10 +192,10 @@ def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     def sampled_some() -> bool:
         return 2 <= len(list(folder.glob("outputs/stages/sample-*/chunk-*.npz"))) <= 12
 
-    kill_when(folder, sampled_some)
+    kill_when(sampled_some, "run", folder)
     drawn_before = {path: path.stat().st_mtime_ns for path in folder.glob("outputs/stages/sample-*/chunk-*.npz")}
     assert not list(folder.glob("outputs/stages/sample-*/done.json"))
-    finished = run(folder)
+    finished = run("run", folder)
     assert finished.returncode == 0, finished.stderr
     assert skipped(finished) == 2
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"

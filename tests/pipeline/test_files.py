@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.files import digest, exclusive, read_json, sha256_of, shared, write_json
+from pipeline.files import digest, exclusive, in_turn, read_json, sha256_of, write_json
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -24,11 +24,11 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 def test_who_waits_for_a_folder_gets_it_or_gives_up(tmp_path: Path) -> None:
     folder = tmp_path / "reference"
     folder.mkdir()
-    with shared(folder, "set of features", 0.2):
+    with in_turn(folder, "set of features", 0.2):
         says = rf"{folder}: another process has been at this set of features for 0.2 s \(cluster.task_timeout_s\)"
-        with pytest.raises(PipelineError, match=says), shared(folder, "set of features", 0.2):
+        with pytest.raises(PipelineError, match=says), in_turn(folder, "set of features", 0.2):
             pass
-    with shared(folder, "set of features", 0.2):
+    with in_turn(folder, "set of features", 0.2):
         pass
 
 

@@ -10,15 +10,10 @@ from urllib.request import urlopen
 
 import pytest
 import ray
-import torch
 
-from pipeline.config import Config
-from pipeline.curve import Gauges, read_curve, recorded
-from pipeline.prepare import Prepare
-from pipeline.stage import Run
-from pipeline.terminal import Terminal
-from pipeline.train import recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.curve import Gauges, read_curve
+
+from .trainings import prepared, train_in
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -65,25 +60,8 @@ def scraped(port: int, run: str) -> dict[str, float]:
 
 
 def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path) -> None:
-    config = Config.model_validate(CONFIG | {"output": str(tmp_path)})
-    run = Run(config, Terminal())
-    index_folder = str(Prepare().finish(run).folder)
     folder = tmp_path / "train-0123456789ab"
-    folder.mkdir()
-    with recorded(folder, 60, lambda _: None) as curve:
-        job = TrainJob(
-            recipe=recipe_of(config),
-            cache="host",
-            order=config.data.order,
-            shard_cache=config.data.shard_cache,
-            threads=1,
-            index_folder=index_folder,
-            timeout_s=60,
-            folder=str(folder),
-            identity={},
-            curve=curve,
-        )
-        Worker(job, torch.device("cpu")).run()
+    train_in(folder, prepared(CONFIG, tmp_path, None))
     last = read_curve(folder)[-1]
     deadline = time.monotonic() + 90
     while (found := scraped(port, folder.name)).get("images") != last["images"]:

@@ -22,16 +22,11 @@ from pipeline import preview
 from pipeline.checkpoint import AVERAGE, CHECKPOINTS, NETWORK
 from pipeline.cluster import Cluster, connected
 from pipeline.config import Config
-from pipeline.curve import read_curve, recorded
+from pipeline.curve import recorded
 from pipeline.keyroles import identity
-from pipeline.order import Permutation
-from pipeline.prepare import Prepare
-from pipeline.preview import PREVIEWS, Preview, Previews, picture_of, visible_gpu
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.stage import Run
-from pipeline.terminal import Terminal
-from pipeline.train import recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
+
+from .trainings import assert_same_state, losses, prepared, train_in
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -73,35 +68,9 @@ def cluster() -> Iterator[Cluster]:
         yield joined
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = CONFIG | {"output": str(tmp_path_factory.mktemp("packed"))}
-    return Prepare().finish(Run(Config.model_validate(settings), Terminal())).folder
-
-
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview, "_END_S", WAIT_S)
-
-
-def train(packed: Path, folder: Path, drawn: Preview | None) -> Worker:
-    with recorded(folder, 60, lambda _: None) as curve:
-        job = TrainJob(
-            recipe=recipe_of(config()),
-            cache="host",
-            order=Permutation(),
-            shard_cache=ShardCacheConfig(),
-            threads=1,
-            index_folder=str(packed),
-            timeout_s=60,
-            folder=str(folder),
-            identity={},
-            curve=curve,
-            preview=drawn,
-        )
-        worker = Worker(job, torch.device("cpu"))
-        worker.run()
-    return worker
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -117,24 +86,19 @@ def drawn_by(weights: Path, into: Path) -> np.ndarray:
     return pixels(into)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_the_last_checkpoint_is_drawn_from_its_average_and_the_training_is_the_same_to_the_bit(
-    packed: Path, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    folders = tmp_path / "with", tmp_path / "without"
-    for folder in folders:
-        folder.mkdir()
-    workers = [train(packed, folders[0], Preview.of(config())), train(packed, folders[1], None)]
-    states = [worker.state.snapshot({}).tensors for worker in workers]
-    for name, tensors in states[0].items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, states[1][name][key]), (name, key)
-    losses = [[point["loss"] for point in read_curve(folder)] for folder in folders]
-    assert losses[0] == losses[1]
+    run = prepared(CONFIG, tmp_path / "packed", cluster)
+    pictured, without = tmp_path / "with", tmp_path / "without"
+    train_in(pictured, run, Preview.of(run.config))
+    train_in(without, run)
+    assert_same_state(pictured, without)
+    assert losses(pictured) == losses(without)
 
-    assert not (folders[1] / PREVIEWS).exists()
-    last = folders[0] / CHECKPOINTS / "images-000000000640"
-    found = pixels(folders[0] / PREVIEWS / "images-000000000640.png")
+    assert not (without / PREVIEWS).exists()
+    last = pictured / CHECKPOINTS / "images-000000000640"
+    found = pixels(pictured / PREVIEWS / "images-000000000640.png")
     np.testing.assert_array_equal(found, drawn_by(last / AVERAGE, tmp_path / "average.png"))
     assert (found != drawn_by(last / NETWORK, tmp_path / "network.png")).any()
 
@@ -151,10 +115,10 @@ def checkpoints(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def opened(curve: Any, say: Callable[[str], None] = print, final_images: int = 10_000) -> Previews:
-    drawn = Preview.of(config())
-    assert drawn is not None
-    return Previews(drawn, torch.device("cpu"), final_images, curve, say)
+def opened(curve: Any, say: Callable[[str], None] = print, final_images: int = 10_000) -> PreviewClient:
+    wanted = Preview.of(config())
+    assert wanted is not None
+    return PreviewClient(wanted, torch.device("cpu"), final_images, curve, say)
 
 
 def drawn(checkpoints: list[Path]) -> list[Path]:
@@ -246,10 +210,10 @@ def test_the_last_checkpoint_starts_no_process_where_it_is_the_only_one(checkpoi
 def test_a_process_that_cannot_be_started_is_told_of_once(
     checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Previews) -> None:
+    def refuse(_: PreviewClient) -> None:
         raise RuntimeError("no room\nanother line")
 
-    monkeypatch.setattr(Previews, "_started", refuse)
+    monkeypatch.setattr(PreviewClient, "_started", refuse)
     told: list[str] = []
     previews = opened(None, told.append)
     for checkpoint in checkpoints:

@@ -2,10 +2,6 @@
 
 import csv
 import io
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,8 @@ from pipeline.mlflow_store import connect
 from pipeline.sweep import Point, Sweep, _show, _write
 from pipeline.terminal import Terminal
 
+from .commands import FILE_NAME, kill_when, new_folder, run
+
 RUN_FILE = """\
 version: 1
 name: tiny
@@ -39,31 +37,11 @@ SWEPT = "sample.sampler={kind: ddim, steps: 2}, {kind: ddim, steps: 3}, {kind: a
 ROWS = [("ddim", "2"), ("ddim", "3"), ("ancestral", "2")]
 
 
-def command(folder: Path, *overrides: str, verb: str = "sweep") -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "pipeline",
-        verb,
-        str(folder / "tiny.yaml"),
-        f"output={folder / 'outputs'}",
-        *overrides,
-    ]
-
-
-def run(folder: Path, *overrides: str, verb: str = "sweep") -> str:
-    """What the command printed."""
-    finished = subprocess.run(
-        command(folder, *overrides, verb=verb), capture_output=True, text=True, timeout=400, cwd=folder, check=False
-    )
+def done(verb: str, folder: Path, *overrides: str) -> str:
+    """What the command printed; it ended well and without a warning."""
+    finished = run(verb, folder, *overrides)
     assert (finished.returncode, finished.stderr) == (0, "")
     return finished.stdout
-
-
-def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
-    folder = tmp_path_factory.mktemp(name)
-    (folder / "tiny.yaml").write_text(RUN_FILE)
-    return folder
 
 
 def times_of_results(folder: Path) -> dict[Path, int]:
@@ -73,8 +51,8 @@ def times_of_results(folder: Path) -> dict[Path, int]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep's folder and what it printed."""
-    folder = new_folder(tmp_path_factory, "swept")
-    return folder, run(folder, SWEPT)
+    folder = new_folder(tmp_path_factory, "swept", RUN_FILE)
+    return folder, done("sweep", folder, SWEPT)
 
 
 Swept = tuple[Path, str]
@@ -163,7 +141,7 @@ def test_mlflow_has_one_run_with_a_line_for_each_series_and_no_model(swept: Swep
 def test_the_same_sweep_again_computes_nothing_and_logs_nothing_twice(swept: Swept) -> None:
     folder, _ = swept
     before, table = times_of_results(folder), rows(folder)
-    printed = run(folder, SWEPT, "train.num_workers=2")  # a resource: not part of what is computed
+    printed = done("sweep", folder, SWEPT, "train.num_workers=2")  # a resource: not part of what is computed
     assert printed.count("found again") == 3
     assert "Ray at" not in printed
     assert times_of_results(folder) == before
@@ -172,32 +150,24 @@ def test_the_same_sweep_again_computes_nothing_and_logs_nothing_twice(swept: Swe
 
 
 def test_a_run_of_one_combination_finds_what_the_sweep_computed(swept: Swept) -> None:
-    printed = run(swept[0], "sample.sampler.kind=ancestral", "sample.sampler.steps=2", verb="evaluate")
+    printed = done("evaluate", swept[0], "sample.sampler.kind=ancestral", "sample.sampler.steps=2")
     assert sum(line.startswith("  skipped: same inputs") for line in printed.splitlines()) == 4
 
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = new_folder(tmp_path_factory, "killed")
-    with subprocess.Popen(
-        command(folder, SWEPT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True
-    ) as driver:
-        deadline = time.monotonic() + 150
-        while not list(folder.glob("outputs/stages/evaluate-*/done.json")):
-            assert driver.poll() is None, "the sweep ended before it could be killed"
-            assert time.monotonic() < deadline, "no combination was scored"
-            time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+    kill_when(lambda: bool(list(folder.glob("outputs/stages/evaluate-*/done.json"))), "sweep", folder, SWEPT)
     before = times_of_results(folder)
     assert len(before) == 4  # prepare, train, and one combination's sample and evaluate
-    assert run(folder, SWEPT).count("found again") == 1
+    assert done("sweep", folder, SWEPT).count("found again") == 1
     assert before.items() <= times_of_results(folder).items()
     figures = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]
     assert figures == [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(swept[0])]
 
 
 def sweep_of(tmp_path: Path, *overrides: str) -> Sweep:
-    file = tmp_path / "tiny.yaml"
+    file = tmp_path / FILE_NAME
     file.write_text(RUN_FILE)
     terminal = Terminal(Console(file=io.StringIO(), width=100))
     return Sweep(combine(file, [f"output={tmp_path / 'out'}", *overrides]), terminal)
@@ -344,8 +314,8 @@ def test_a_length_without_an_average_to_make_it_of_is_refused(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_sweep_of_lengths_draws_from_one_training(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(RUN_FILE)
-    printed = run(tmp_path, AVERAGED, "train.checkpoint_images=160", "sample.sigma_rel=0.05,0.07,0.2")
+    (tmp_path / FILE_NAME).write_text(RUN_FILE)
+    printed = done("sweep", tmp_path, AVERAGED, "train.checkpoint_images=160", "sample.sigma_rel=0.05,0.07,0.2")
     folder = results(tmp_path)
     assert {path.name for path in folder.iterdir()} >= {"sweep.csv", "sweep-sigma_rel.png"}
     assert not (folder / "sweep.png").exists()
@@ -360,6 +330,6 @@ def test_a_sweep_of_lengths_draws_from_one_training(tmp_path: Path) -> None:
     assert "sigma_rel 0.07: made of 8 kept averages" in printed
     assert printed.count("train anew with a smaller train.checkpoint_images") == 1
     before = times_of_results(tmp_path)
-    again = run(tmp_path, AVERAGED, "sample.sigma_rel=0.05,0.07,0.2")  # a cadence is no part of what is computed
+    again = done("sweep", tmp_path, AVERAGED, "sample.sigma_rel=0.05,0.07,0.2")  # cadences are no part of a key
     assert again.count("found again") == 3
     assert times_of_results(tmp_path) == before

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 
 from pipeline.cluster import Cluster, connected
@@ -17,13 +16,12 @@ from pipeline.configfile import load
 from pipeline.curve import CurveBuffer, recorded
 from pipeline.errors import ClusterError, DataError, PipelineError, TrainingError
 from pipeline.fan_out import actor_pool, awaited, fan_out
-from pipeline.order import Permutation
 from pipeline.prepare import Prepare
-from pipeline.shard_cache import ShardCacheConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train import StartLimit, Train, recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.train import StartLimit, Train
+
+from .trainings import worker_of
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 
@@ -142,21 +140,11 @@ def test_a_curve_whose_last_points_do_not_come_is_an_error_that_says_where_they_
 
 def test_a_worker_whose_points_nobody_takes_gives_up(run: Run, tmp_path: Path) -> None:
     buffer: Any = ray.remote(num_cpus=0)(CurveBuffer).remote()
-    job = TrainJob(
-        recipe=recipe_of(run.config),
-        cache="none",
-        order=Permutation(),
-        shard_cache=ShardCacheConfig(),
-        threads=1,
-        timeout_s=1,
-        index_folder=str(run.results["prepare"].folder),
-        folder=str(tmp_path),
-        identity={},
-        curve=buffer,
-    )
-    worker = Worker(job, torch.device("cpu"))
+    worker = worker_of(run, tmp_path, buffer, timeout_s=1)
     hang(buffer)
-    says = r"worker 0 on .*: nobody takes the training curve for 1 s \(cluster\.timeout_s\), after 0; is the cluster's"
+    says = (
+        r"worker 0 on .*: nobody has taken the points of the curve for 1 s \(cluster\.timeout_s\), after 0 images; is"
+    )
     with pytest.raises(TrainingError, match=says):
         worker._say("a line")
     ray.kill(buffer)

@@ -17,14 +17,12 @@ from pipeline.checkpoint import weights_digest
 from pipeline.config import Config, TrainConfig
 from pipeline.configfile import load
 from pipeline.errors import DataError
-from pipeline.order import Permutation
 from pipeline.prepare import Prepare
-from pipeline.shard_cache import ShardCacheConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train import recipe_of
-from pipeline.train_loop import TrainJob, Worker
 from pipeline.train_step import Batch, Recipe, TrainStep, share_of
+
+from .trainings import worker_of
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 SPEC = ModelSpec(
@@ -144,18 +142,8 @@ def stalled(tmp_path: Path) -> Iterator[Run]:
 
 def test_a_loader_that_stalls_is_an_error_that_names_worker_and_storage(stalled: Run, tmp_path: Path) -> None:
     folder = stalled.results["prepare"].folder
-    job = TrainJob(
-        recipe=recipe_of(stalled.config),
-        cache="none",
-        order=Permutation(),
-        shard_cache=ShardCacheConfig(),
-        threads=1,
-        timeout_s=0.5,
-        index_folder=str(folder),
-        folder=str(tmp_path),
-        identity={},
-        curve=None,
+    says = (
+        rf"worker 0 on .*: no images for 0.5 s \(cluster.timeout_s\), after 0 images; is the storage of {folder} alive"
     )
-    says = rf"worker 0 on .*: no images for 0.5 s \(cluster.timeout_s\), after 0; is the storage of {folder} alive"
     with pytest.raises(DataError, match=says):
-        Worker(job, torch.device("cpu")).run()
+        worker_of(stalled, tmp_path, timeout_s=0.5).run()

@@ -2,10 +2,10 @@
 
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,18 +19,18 @@ from pipeline.flow import tracked
 from pipeline.guide import Guide
 from pipeline.guide import recipe_of as guide_recipe_of
 from pipeline.model_package import ModelPackage
-from pipeline.order import Permutation
 from pipeline.prepare import Prepare
 from pipeline.register import CONFIG
 from pipeline.registry import register
-from pipeline.shard_cache import ShardCacheConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.tracking import TrackedRun
-from pipeline.train import Train, recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.train import Train
+from pipeline.train_loop import Worker
 from pipeline.trained_model import described
 from pipeline.warm_start import START, read_start
+
+from .trainings import worker_of
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 SETTINGS = [
@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(home: Path) -> dict[str, Tensor]:
     """Those of a network that has been trained a little, on the digits."""
-    worker = worker_of(new_run(home), home)
+    worker = new_worker(home, new_run(home))
     train(worker, 80)
     return {name: tensor.clone() for name, tensor in worker.state.network.state_dict().items()}
 
@@ -73,29 +73,16 @@ def new_run(output: Path, warm_start: object = None, *overrides: str) -> Run:
     return run
 
 
-def worker_of(run: Run, folder: Path) -> Worker:
-    """The one worker of the run's training, as it is before it looks for a checkpoint."""
+def new_worker(folder: Path, run: Run) -> Worker:
+    """The run's one worker, as it is before it looks for a checkpoint; its start is in the folder, as Train does it."""
     if run.warm_start:
         run.warm_start.write(folder)
-    job = TrainJob(
-        recipe=recipe_of(run.config),
-        cache="none",
-        order=Permutation(),
-        shard_cache=ShardCacheConfig(),
-        threads=1,
-        timeout_s=60,
-        index_folder=str(run.results["prepare"].folder),
-        folder=str(folder),
-        identity=Train().identity(run),
-        curve=None,
-    )
-    return Worker(job, torch.device("cpu"))
+    return worker_of(run, folder)
 
 
 def train(worker: Worker, steps: int) -> list[float]:
-    """-> the loss of each step."""
-    until = worker.state.images_seen + steps * worker.config.batch_size
-    return [float(worker.step(batch)) for batch in worker._batches(until)]
+    """So many steps more. -> the loss of each."""
+    return [float(worker.step(batch)) for batch in islice(worker._batches(), steps)]
 
 
 def digest_of(worker: Worker) -> str:
@@ -105,7 +92,7 @@ def digest_of(worker: Worker) -> str:
 def test_network_and_every_average_start_as_the_source_to_the_bit_and_all_else_anew(
     home: Path, source: Path, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    worker = worker_of(new_run(home, source), tmp_path)
+    worker = new_worker(tmp_path, new_run(home, source))
     assert digest_of(worker) != weights_digest(weights)
     worker.resume(worker.newest_checkpoint())
     assert digest_of(worker) == weights_digest(weights)
@@ -115,7 +102,7 @@ def test_network_and_every_average_start_as_the_source_to_the_bit_and_all_else_a
 
 
 def test_the_first_losses_are_those_of_a_trained_network(home: Path, source: Path, tmp_path: Path) -> None:
-    cold, warm = worker_of(new_run(home), tmp_path / "cold"), worker_of(new_run(home, source), tmp_path / "warm")
+    cold, warm = new_worker(tmp_path / "cold", new_run(home)), new_worker(tmp_path / "warm", new_run(home, source))
     cold.resume(None)
     warm.resume(None)
     for was, now in zip(train(cold, 3), train(warm, 3), strict=True):  # of the same images, times and noise
@@ -123,7 +110,7 @@ def test_the_first_losses_are_those_of_a_trained_network(home: Path, source: Pat
 
 
 def test_averages_forget_where_they_started_by_their_own_rule(home: Path, source: Path, tmp_path: Path) -> None:
-    worker = worker_of(new_run(home, source), tmp_path)
+    worker = new_worker(tmp_path, new_run(home, source))
     worker.resume(None)
     train(worker, 1)
     _, power_function = worker.state.ema.averages
@@ -133,13 +120,13 @@ def test_averages_forget_where_they_started_by_their_own_rule(home: Path, source
 def test_a_killed_training_goes_on_from_its_checkpoint_and_not_from_the_source(
     home: Path, source: Path, tmp_path: Path
 ) -> None:
-    undisturbed = worker_of(new_run(home, source), tmp_path)
+    undisturbed = new_worker(tmp_path, new_run(home, source))
     undisturbed.resume(None)
     train(undisturbed, 2)
     undisturbed.state.snapshot(undisturbed.job.identity).write(tmp_path / CHECKPOINTS)
     train(undisturbed, 2)
 
-    resumed = worker_of(new_run(home, source), tmp_path)
+    resumed = new_worker(tmp_path, new_run(home, source))
     (tmp_path / START).unlink()  # not needed any more
     resumed.resume(resumed.newest_checkpoint())
     assert resumed.state.images_seen == 2 * 32
@@ -148,9 +135,10 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_not_from_the_source(
 
 
 def test_a_checkpoint_of_another_start_is_refused(home: Path, source: Path, tmp_path: Path) -> None:
-    cold = worker_of(new_run(home), tmp_path)
+    cold = new_worker(tmp_path, new_run(home))
+    train(cold, 1)
     cold.state.snapshot(cold.job.identity).write(tmp_path / CHECKPOINTS)
-    warm = worker_of(new_run(home, source), tmp_path)
+    warm = new_worker(tmp_path, new_run(home, source))
     with pytest.raises(TrainingError, match=r"belongs to another configuration \(warm_start: absent there, [0-9a-f]+"):
         warm.resume(warm.newest_checkpoint())
 

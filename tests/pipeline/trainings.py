@@ -1,4 +1,4 @@
-"""Trainings for tests: prepared runs of a tiny model, the training in this process alone, and what it left."""
+"""Trainings for tests: prepared runs of a tiny model, their one worker in this process alone, and what it left."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.curve import read_curve, recorded, restore_curve
 from pipeline.files import write_text
 from pipeline.prepare import Prepare
+from pipeline.preview import Preview
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.train import Train, _keep_weights, recipe_of
@@ -38,26 +39,37 @@ def train_here(run: Run) -> Result:
     )
 
 
-def train_in(folder: Path, run: Run) -> None:
-    """The training alone, to its end, which may be an early one."""
+def train_in(folder: Path, run: Run, preview: Preview | None = None) -> None:
+    """The training alone, to its end, which may be an early one. preview: what is drawn of its checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     restore_curve(folder, [])
     with recorded(folder, 60, lambda _: None) as curve:
-        job = TrainJob(
-            recipe=recipe_of(run.config),
-            cache=run.config.data.cache,
-            order=run.config.data.order,
-            shard_cache=run.config.data.shard_cache,
-            threads=1,
-            timeout_s=60,
-            index_folder=str(run.results["prepare"].folder),
-            folder=str(folder),
-            identity=Train().identity(run),
-            curve=curve,
-        )
-        worker = Worker(job, torch.device("cpu"))
+        worker = worker_of(run, folder, curve, preview=preview)
         worker.resume(worker.newest_checkpoint())
         worker.run()
+
+
+def worker_of(
+    run: Run, folder: Path, curve: Any = None, timeout_s: float = 60, preview: Preview | None = None
+) -> Worker:
+    """The one worker of this run's training, as it is before it looks for a checkpoint.
+
+    folder: where it trains. curve: the actor that takes its points; None: it has none to give.
+    """
+    job = TrainJob(
+        recipe=recipe_of(run.config),
+        cache=run.config.data.cache,
+        order=run.config.data.order,
+        shard_cache=run.config.data.shard_cache,
+        threads=1,
+        timeout_s=timeout_s,
+        index_folder=str(run.results["prepare"].folder),
+        folder=str(folder),
+        identity=Train().identity(run),
+        curve=curve,
+        preview=preview,
+    )
+    return Worker(job, torch.device("cpu"))
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

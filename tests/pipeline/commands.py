@@ -1,0 +1,48 @@
+"""The command line in processes of its own, on a run file of the test's: to the end, or killed on its way."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FILE_NAME = "tiny.yaml"
+_LIMIT_S = 400
+_KILL_WITHIN_S = 150
+
+
+def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str, run_file: str) -> Path:
+    """A folder with this text as its run file."""
+    folder = tmp_path_factory.mktemp(name)
+    (folder / FILE_NAME).write_text(run_file)
+    return folder
+
+
+def run(verb: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline VERB` on the folder's run file, to its end; results lie in `outputs` there."""
+    command = _command(verb, folder, overrides)
+    return subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, cwd=folder, check=False)
+
+
+def kill_when(condition: Callable[[], bool], verb: str, folder: Path, *overrides: str) -> None:
+    """Starts the same command and kills its driver without warning as soon as `condition` holds."""
+    with subprocess.Popen(
+        _command(verb, folder, overrides),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        start_new_session=True,
+    ) as driver:
+        deadline = time.monotonic() + _KILL_WITHIN_S
+        while not condition():
+            assert driver.poll() is None, f"{verb} ended before it could be killed"
+            assert time.monotonic() < deadline, "the condition was never met"
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+
+
+def _command(verb: str, folder: Path, overrides: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "pipeline", verb, str(folder / FILE_NAME), f"output={folder / 'outputs'}", *overrides]
