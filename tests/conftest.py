@@ -29,6 +29,7 @@ _ON_CLUSTERS = (
     "test_preview",
     "test_gauges",
     "test_failures",
+    "test_timeouts",
     "test_guided",
     "test_recipes",
     "test_remote_training",

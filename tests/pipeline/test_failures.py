@@ -110,7 +110,7 @@ def test_damage_and_a_killed_worker_change_neither_state_nor_curve(
 def test_all_workers_killed_in_the_middle_of_a_save_change_neither_state_nor_curve(
     undisturbed: Run, cluster: Cluster, tmp_path: Path
 ) -> None:
-    run, stage = prepared(CONFIG, tmp_path, cluster, checkpoint_images=64), Train()
+    run, stage = prepared(CONFIG, tmp_path, cluster, checkpoint_images=200), Train()  # with each point
     folder = stage.folder(run)
     kill_in(stage, run, "RayTrainWorker", lambda: bool(read_curve(folder) and drafts(folder)), count=2)
     expected = undisturbed.results["train"].folder
