@@ -107,9 +107,9 @@ class TrainState:
         self.sums = manifest["sums"]
 
 
-def images_of(checkpoint: Path) -> int:
-    """The images seen, by the folder's name."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+def images_of(path: Path) -> int:
+    """The images seen at a checkpoint, by its folder's name or that of its picture."""
+    return int(path.stem.removeprefix(_PREFIX))
 
 
 def average_file(number: int) -> str:

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from .checkpoint import images_of
 from .errors import TrackingError
 from .mlflow_store import redacted, reported
 from .tracking import TrackedRun
@@ -60,10 +61,8 @@ class MetricsFollower:
             # The round under way may have looked before the last line was written: await the next one.
             target, self._hurry = self._rounds + 2, True
             self._changed.notify_all()
-            while self._rounds < target:
-                before = self._rounds, self._sent_pictures
-                if not self._changed.wait_for(lambda: (self._rounds, self._sent_pictures) != before, timeout_s):  # noqa: B023  # called at once
-                    break
+            while self._rounds < target and self._arrives(timeout_s):
+                pass
             self._hurry = False
         if self._rounds < target:
             raise TrackingError(
@@ -71,6 +70,11 @@ class MetricsFollower:
                 f"(tracking.timeout_s) nothing arrived ({self._problem or 'the answers are too slow'}); the files are "
                 "complete, and the same command sends the rest"
             )
+
+    def _arrives(self, timeout_s: float) -> bool:
+        """Whether a picture, or all that there is, arrives within this time."""
+        before = self._rounds, self._sent_pictures
+        return self._changed.wait_for(lambda: (self._rounds, self._sent_pictures) != before, timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """`flush`, and then the thread ends, also where flush raises."""
@@ -177,7 +181,7 @@ class _Pictures:
 
     def send_new(self) -> None:
         """All that the folder has gained, in order. TrackingError where the store refuses."""
-        new = {int(path.stem.removeprefix("images-")): path for path in self._folder.glob("images-*.png")}
+        new = {images_of(path): path for path in self._folder.glob("images-*.png")}
         if not new:
             return
         with reported("log the pictures of the training", self._run.uri):

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
 
-from pipeline.checkpoint import CHECKPOINTS
+from pipeline.checkpoint import CHECKPOINTS, images_of
 from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.curve import read_curve
@@ -142,7 +142,7 @@ class Elastic:
 
     def made_just_in_time(self) -> list[Path]:
         checkpoints = (self.folder / CHECKPOINTS).glob("images-*")
-        return [path for path in checkpoints if int(path.name.removeprefix("images-")) % LONG["checkpoint_images"]]
+        return [path for path in checkpoints if images_of(path) % LONG["checkpoint_images"]]
 
     def finish_although(self, script: Callable[[], None]) -> None:
         with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER
+from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, images_of
 from pipeline.cluster import Cluster, connected
 from pipeline.config import Config
 from pipeline.curve import CURVE, read_curve
@@ -99,7 +99,7 @@ def test_damage_and_a_killed_worker_change_neither_state_nor_curve(
     lines = (folder / CURVE).read_text().splitlines(keepends=True)
     (folder / CURVE).write_text("".join(lines[:5]) + lines[5][:20])
 
-    result = kill_in(stage, run, "RayTrainWorker", lambda: read_curve(folder)[-1]["images"] > int(older.name[7:]))
+    result = kill_in(stage, run, "RayTrainWorker", lambda: read_curve(folder)[-1]["images"] > images_of(older))
     assert not drafts(folder)
     assert f"{newest}" in capsys.readouterr().out
     assert result.facts["weights_digest"] == expected.facts["weights_digest"]
