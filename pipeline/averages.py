@@ -19,7 +19,7 @@ from evaluation.atomic import whole_file
 from model import Reconstruction, Snapshot, combine_weights, reconstruct_average
 
 from .errors import TrainingError
-from .files import sha256_of, write_bytes
+from .files import mismatch, sha256_of, write_bytes
 
 AVERAGES = "averages"
 LARGE_ERROR = 0.1
@@ -116,11 +116,10 @@ class PostHocAverage:
         write_bytes(self.file, save(combine_weights(parts)))
 
     def _load(self, name: str) -> dict[str, Tensor]:
-        path, expected = self.folder / name, self.kept[name]
-        found = sha256_of(path) if path.is_file() else "no file"
-        if found != expected:
+        path = self.folder / name
+        if wrong := mismatch(path, self.kept[name]):
             raise TrainingError(
-                f"{path}: sha256 {found[:12]}, expected {expected[:12]}; restore this average, or set "
-                f"sample.sigma_rel=null, or remove {self.folder.parent} to train anew"
+                f"{wrong}; restore this average, or set sample.sigma_rel=null, or remove {self.folder.parent} to train "
+                "anew"
             )
         return load_file(path)

@@ -27,7 +27,7 @@ from model import Snapshot as Moment
 from .averages import AVERAGES, keep
 from .curve import Point
 from .errors import TrainingError
-from .files import read_json, sha256_of, write_json
+from .files import mismatch, read_json, sha256_of, write_json
 from .tracking import flatten
 
 FORMAT = 5
@@ -301,11 +301,8 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise TrainingError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
     for name, expected in manifest["sha256"].items():
-        found = sha256_of(folder / name) if (folder / name).is_file() else "no file"
-        if found != expected:
-            raise TrainingError(
-                f"{folder / name}: sha256 {found[:12]}, expected {expected[:12]}; remove this damaged checkpoint"
-            )
+        if wrong := mismatch(folder / name, expected):
+            raise TrainingError(f"{wrong}; remove this damaged checkpoint")
     return manifest
 
 

@@ -61,6 +61,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def mismatch(path: Path, sha256: str) -> str | None:
+    """How a file differs from the one of this sha256, in words; None where it does not."""
+    found = sha256_of(path) if path.is_file() else "no file"
+    return None if found == sha256 else f"{path}: sha256 {found[:12]}, expected {sha256[:12]}"
+
+
 def digest(value: Any) -> str:
     """Hexadecimal sha256 of a JSON value in canonical form: the same for equal values on every machine."""
     return hashlib.sha256(
