@@ -31,6 +31,8 @@ from pipeline.train import _keep_weights, recipe_of
 from pipeline.train_step import Batch, TrainStep
 from pipeline.trained_model import ModelFolders, weights_identity
 
+from .trainings import TINY
+
 BATCH, STEPS, EVERY = 2, 48, 4
 FINAL = BATCH * STEPS
 BETWEEN = 0.075
@@ -46,24 +48,14 @@ Weights = dict[str, Tensor]
 
 def config_of(folder: Path, averages: Any = POWERS, **sample: Any) -> Config:
     return Config.model_validate(
-        {
-            "name": "tiny",
-            "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
-            "network": {
-                "kind": "ddpm_unet",
-                "base_channels": 8,
-                "channel_multipliers": [1],
-                "blocks_per_level": 1,
-                "attention_sizes": [],
-            },
-            "path": {"kind": "vp_cosine"},
+        TINY
+        | {
             "train": {"images": FINAL, "batch_size": BATCH, "learning_rate": 0.003, "also_averaged": averages},
             "sample": {"images": 6, "sampler": {"kind": "ddim", "steps": 2}, **sample},
             "evaluate": {
                 "extractor": {"kind": "classifier"},
                 "likelihoods": [{"kind": "variational_bound", "images": 6}],
             },
-            "register": {"model_name": "tiny"},
             "output": str(folder / "out"),
         }
     )

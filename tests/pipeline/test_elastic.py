@@ -17,20 +17,10 @@ from pipeline.config import Config
 from pipeline.curve import read_curve
 from pipeline.train import Train
 
-from .trainings import kill, losses, prepared, processes_of, train_here
+from .trainings import TINY, kill, losses, prepared, processes_of, train_here
 
-CONFIG: dict[str, Any] = {
-    "name": "elastic",
-    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
-    "network": {
-        "kind": "ddpm_unet",
-        "base_channels": 8,
-        "channel_multipliers": [1, 2],
-        "blocks_per_level": 1,
-        "attention_sizes": [4],
-        "dropout": 0.0,
-    },
-    "path": {"kind": "vp_cosine"},
+CONFIG = TINY | {
+    "network": TINY["network"] | {"channel_multipliers": [1, 2], "attention_sizes": [4], "dropout": 0.0},
     "train": {
         "images": 1_600,
         "batch_size": 32,
@@ -40,8 +30,6 @@ CONFIG: dict[str, Any] = {
         "preview_images": 0,
     },
     "sample": {"images": 2, "sampler": {"kind": "ddim"}},
-    "evaluate": {"extractor": {"kind": "classifier"}},
-    "register": {"model_name": "elastic"},
     "cluster": {"resize_s": 2, "max_failures": 20},
 }
 LONG = {"images": 64_000, "log_images": 320, "checkpoint_images": 6_400}

@@ -20,19 +20,10 @@ from pipeline.sample import Sample
 from pipeline.stage import Result, Run
 from pipeline.train import Train
 
-from .trainings import assert_same_state, drafts, kill, losses, prepared, train_in
+from .trainings import TINY, assert_same_state, drafts, kill, losses, prepared, train_in
 
-CONFIG = {
-    "name": "tiny",
-    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
-    "network": {
-        "kind": "ddpm_unet",
-        "base_channels": 8,
-        "channel_multipliers": [1],
-        "blocks_per_level": 1,
-        "attention_sizes": [8],
-    },
-    "path": {"kind": "vp_cosine"},
+CONFIG = TINY | {
+    "network": TINY["network"] | {"attention_sizes": [8]},
     "train": {
         "images": 4_800,
         "batch_size": 32,
@@ -43,8 +34,6 @@ CONFIG = {
         "preview_images": 0,
     },
     "sample": {"images": 60, "chunk_images": 5, "sampler": {"kind": "ddim", "steps": 20}},
-    "evaluate": {"extractor": {"kind": "classifier"}},
-    "register": {"model_name": "tiny"},
 }
 
 

@@ -26,19 +26,9 @@ from pipeline.curve import recorded
 from pipeline.keyroles import identity
 from pipeline.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
 
-from .trainings import assert_same_state, losses, prepared, train_in
+from .trainings import TINY, assert_same_state, losses, prepared, train_in
 
-CONFIG: dict[str, Any] = {
-    "name": "tiny",
-    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
-    "network": {
-        "kind": "ddpm_unet",
-        "base_channels": 8,
-        "channel_multipliers": [1],
-        "blocks_per_level": 1,
-        "attention_sizes": [],
-    },
-    "path": {"kind": "vp_cosine"},
+CONFIG = TINY | {
     "train": {
         "images": 640,
         "batch_size": 32,
@@ -49,8 +39,6 @@ CONFIG: dict[str, Any] = {
         "preview_images": 5,
     },
     "sample": {"images": 60, "seed": 7, "sampler": {"kind": "ancestral", "steps": 10}},
-    "evaluate": {"extractor": {"kind": "classifier"}},
-    "register": {"model_name": "tiny"},
 }
 WAIT_S = 120  # for a process of the lowest priority on a busy machine
 

@@ -20,6 +20,22 @@ from pipeline.terminal import Terminal
 from pipeline.train import Train, _keep_weights, recipe_of
 from pipeline.train_loop import TrainJob, Worker
 
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
+    "network": {
+        "kind": "ddpm_unet",
+        "base_channels": 8,
+        "channel_multipliers": [1],
+        "blocks_per_level": 1,
+        "attention_sizes": [],
+    },
+    "path": {"kind": "vp_cosine"},
+    "evaluate": {"extractor": {"kind": "classifier"}},
+    "register": {"model_name": "tiny"},
+}
+"""Of a run file, what is left are `train` and `sample`."""
+
 
 def prepared(settings: dict[str, Any], output: Path, cluster: Cluster | None, **train: Any) -> Run:
     """A run of these settings whose shards are packed."""
