@@ -49,7 +49,7 @@ class Sample(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         config = run.config.sample
         device = run.joined.device_type
-        folders, average = ModelFolders.of(run), posthoc_average(run)
+        folders, average, trained = ModelFolders.of(run), posthoc_average(run), run.results["train"].facts
         chunks = Chunks(folder, config, device)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
         needs_strip = not (folder / STRIP).exists()
@@ -75,7 +75,7 @@ class Sample(Stage):
             "network_evaluations": chunks.network_evaluations(),
             "images_per_s": round(to_draw / seconds, 1) if missing else None,
             "device_type": device,
-            "weights_digest": weights_digest(load_file(folders.weights)),
+            "weights_digest": weights_digest(load_file(folders.weights)) if average else trained["weights_digest"],
             "sigma_rel": config.sigma_rel,
             "reconstruction_error": average and average.reconstruction.error,
         }

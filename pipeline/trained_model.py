@@ -1,7 +1,7 @@
 """A trained model on disk, and back in memory."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,17 @@ class ModelFolders:
     train: Path
     guide: Path | None
     """Where the classifier that guides is; None: there is none."""
-    weights_file: str = WEIGHTS
-    """Of the weights that images are drawn from, relative to `train`."""
+    weights: Path
+    """The safetensors file that images are drawn from."""
 
     @classmethod
     def of(cls, run: Run) -> "ModelFolders":
         """Those of a run that has been trained; the average that it draws from is made where it is not there yet."""
-        guide, average = run.results.get("guide"), posthoc_average(run)
-        folders = cls(run.results["train"].folder, guide.folder if guide else None)
-        if average is None:
-            return folders
-        if not average.file.exists():
+        train, guide, average = run.results["train"].folder, run.results.get("guide"), posthoc_average(run)
+        if average and not average.file.exists():
             run.terminal.line(str(average))
             average.make()
-        return replace(folders, weights_file=str(average.file.relative_to(folders.train)))
-
-    @property
-    def weights(self) -> Path:
-        """The safetensors file that images are drawn from."""
-        return self.train / self.weights_file
+        return cls(train, guide.folder if guide else None, average.file if average else train / WEIGHTS)
 
     def write_description(self, config: Config, folder: Path) -> None:
         """`model.json` in a run's folder, with the places of the weights relative to it."""

@@ -36,7 +36,7 @@ def drawer(folder: Path, chunks: Chunks, fill: float | None = None) -> Drawer:
         weights = {name: torch.full_like(weight, fill) for name, weight in weights.items()}
     save_file(weights, folder / WEIGHTS)
     (folder / SPEC).write_text(MODEL.model_dump_json())
-    return Drawer(ModelFolders(folder, None), chunks, torch.get_num_threads())
+    return Drawer(ModelFolders(folder, None, folder / WEIGHTS), chunks, torch.get_num_threads())
 
 
 def test_the_last_chunk_is_drawn_whole_and_kept_in_part(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_last_chunk_is_drawn_whole_and_kept_in_part(tmp_path: Path) -> None:
         worker.draw(chunk)
         assert chunks.is_whole(chunk)
     longer = chunks_in(tmp_path / "longer", images=9)
-    drawer_of_longer = Drawer(ModelFolders(tmp_path, None), longer, torch.get_num_threads())
+    drawer_of_longer = Drawer(ModelFolders(tmp_path, None, tmp_path / WEIGHTS), longer, torch.get_num_threads())
     drawer_of_longer.draw(2)
     np.testing.assert_array_equal(chunks.read(2), longer.read(2)[:1])
     assert chunks.read_all(7).shape == (7, 8, 8, 1)
