@@ -1,7 +1,6 @@
 """Processes killed in the middle of training and sampling on a real Ray cluster: nothing is lost, nothing differs."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.stage import Result, Run
 from pipeline.train import Train
 
 from .trainings import TINY, assert_same_state, drafts, kill, losses, prepared, train_in
+from .waiting import wait_until
 
 CONFIG = TINY | {
     "network": TINY["network"] | {"attention_sizes": [8]},
@@ -65,10 +65,7 @@ def kill_in(stage: Train | Sample, run: Run, name: str, when: Callable[[], bool]
 
 
 def _kill_when(condition: Callable[[], bool], name: str, count: int) -> None:
-    deadline = time.monotonic() + 150
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.001)
+    wait_until(condition, within_s=150, every_s=0.001)
     kill(name, count)
 
 

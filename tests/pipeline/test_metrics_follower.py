@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,8 @@ from evaluation.pictures import image_grid
 from pipeline.errors import TrackingError
 from pipeline.metrics_follower import MetricsFollower
 from pipeline.tracking import TrackedRun, open_run
+
+from .waiting import wait_until
 
 
 @pytest.fixture
@@ -188,10 +190,7 @@ def test_close_ends_the_thread_also_when_the_store_never_answers(run: TrackedRun
     source.write_text(lines(range(3)))
     with pytest.raises(TrackingError, match="must be in the 'active' state"):
         follower_of(run, source).close(timeout_s=0.5)
-    deadline = time.monotonic() + 5
-    while any(thread.name == "mlflow-follower" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: all(thread.name != "mlflow-follower" for thread in threading.enumerate()), within_s=5)
 
 
 def test_pictures_arrive_in_order_named_as_mlflow_itself_names_them(run: TrackedRun, source: Path) -> None:
@@ -324,13 +323,6 @@ def written(source: Path) -> list[int]:
     return [int(json.loads(line)["images"]) for line in source.read_text().splitlines()]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.05)
-
-
 def test_a_server_killed_while_points_and_pictures_arrive_has_everything_once_when_it_is_back(
     run: TrackedRun, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,13 +336,13 @@ def test_a_server_killed_while_points_and_pictures_arrive_has_everything_once_wh
             page = open_run(f"http://127.0.0.1:{port}", "served", "served", tmp_path / "served", {}, {})
             stack.enter_context(training(source))
             follower = follower_of(page, source)
-            wait_until(lambda: len(picture_steps_so_far(page)) > 1)
+            wait_until(lambda: len(picture_steps_so_far(page)) > 1, within_s=60)
         with pytest.raises(TrackingError, match="connection refused"):
             follower.flush(timeout_s=1)
         lost_at = len(written(source))
-        wait_until(lambda: len(written(source)) > lost_at + 50)  # the training does not notice
+        wait_until(lambda: len(written(source)) > lost_at + 50, within_s=60)  # the training does not notice
         with server(tmp_path, port):
-            wait_until(lambda: len(steps(page)) > lost_at + 50)
+            wait_until(lambda: len(steps(page)) > lost_at + 50, within_s=60)
             stack.close()
             follower.close(timeout_s=30)
             assert steps(page) == written(source) == list(range(1, len(written(source)) + 1))

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pipeline.keyroles import identity
 from pipeline.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
 
 from .trainings import TINY, assert_same_state, losses, prepared, train_in
+from .waiting import wait_until
 
 CONFIG = TINY | {
     "train": {
@@ -113,13 +113,6 @@ def drawn(checkpoints: list[Path]) -> list[Path]:
     return [path for path in checkpoints if picture_of(path).exists()]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.05)
-
-
 @pytest.mark.usefixtures("cluster")
 def test_while_it_draws_only_the_newest_checkpoint_waits(checkpoints: list[Path], tmp_path: Path) -> None:
     with recorded(tmp_path, 60, lambda _: None) as curve:
@@ -146,7 +139,7 @@ def test_what_goes_wrong_is_told_once_and_later_pictures_are_drawn(checkpoints: 
             previews.show(checkpoint)
             ray.get(previews._actor.finish.remote())
         previews.close()
-        wait_until(lambda: bool(told))
+        wait_until(lambda: bool(told), within_s=WAIT_S)
     assert drawn(checkpoints) == [good]
     (line,) = told
     assert re.fullmatch(r"preview of 100 images left out: images are not finite: .*; training goes on", line)
@@ -170,7 +163,7 @@ def test_a_killed_process_is_told_of_once_and_followed_by_another(checkpoints: l
         assert ray.get(previews._actor.__ray_call__.remote(lambda _: os.nice(0))) == 19
         os.kill(ray.get(previews._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
         previews.show(checkpoints[1])  # its death may not be known yet
-        wait_until(lambda: bool(ray.wait([previews._answer], timeout=0)[0]))
+        wait_until(lambda: bool(ray.wait([previews._answer], timeout=0)[0]), within_s=WAIT_S)
         for checkpoint in checkpoints[2:]:
             previews.show(checkpoint)
         previews.close()

@@ -24,6 +24,7 @@ from pipeline.shards import pack
 from pipeline.sources import Arrays, DataConfig, Shards
 
 from .conftest import Served
+from .waiting import wait_until
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 
@@ -284,13 +285,6 @@ def test_remote_images_are_read_through_the_cache(remote_shards: ShardReader, se
     assert sorted(served.requests) == [f"/train-00000{number}.tar" for number in range(3)]
 
 
-def wait_for(condition: Any) -> None:
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("order", [Blocks(shards=2), Permutation()])
 def test_the_shards_that_the_order_needs_next_are_fetched_ahead(
     tmp_path: Path, remote_shards: ShardReader, served: Served, order: Blocks | Permutation
@@ -300,7 +294,7 @@ def test_the_shards_that_the_order_needs_next_are_fetched_ahead(
     assert len(ahead) == (4 if isinstance(order, Blocks) else 8)
     remote_shards.prefetch(ahead)
     remote_shards.prefetch(stream.shards_ahead(1))
-    wait_for(lambda: len([name for name in kept(tmp_path) if name.endswith(".tar")]) == len(ahead))
+    wait_until(lambda: len([name for name in kept(tmp_path) if name.endswith(".tar")]) == len(ahead), within_s=20)
     assert sorted(served.requests) == sorted(f"/train-{shard:06d}.tar" for shard in ahead)
     samples = stream.samples(0, 10)
     np.testing.assert_array_equal(remote_shards.read(samples), PIXELS[samples])
@@ -310,7 +304,7 @@ def test_the_shards_that_the_order_needs_next_are_fetched_ahead(
 def test_what_prefetching_cannot_get_is_told_by_the_reading(remote_shards: ShardReader, served: Served) -> None:
     (served.folder / "train-000003.tar").unlink()
     remote_shards.prefetch((3, 4))
-    wait_for(lambda: "/train-000004.tar" in served.requests)
+    wait_until(lambda: "/train-000004.tar" in served.requests, within_s=20)
     with pytest.raises(DataError, match=r"train-000003.tar: cannot be fetched \(FileNotFoundError|cannot be fetched"):
         remote_shards.read(np.array([17]))
 
