@@ -34,11 +34,11 @@ CONFIG = TINY | {
 }
 LONG = {"images": 64_000, "log_images": 320, "checkpoint_images": 6_400}
 TOLERANCE = 1e-5  # relative: another number of workers adds up in another order
-WAIT_S = 300
+WAIT_S = 400
 WORKER = "RayTrainWorker"
 
 # Ray Train imports Ray Data, which warns of its own settings.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def assert_same_curve(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
