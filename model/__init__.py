@@ -25,6 +25,7 @@ from .editing import (
     strength_time,
 )
 from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from .flops import training_flops
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -169,6 +170,7 @@ __all__ = [
     "time_grid",
     "to_uint8",
     "to_unit_range",
+    "training_flops",
     "trajectory",
     "uniform",
     "uniforms",

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from pipeline.prepare import Prepare
 from pipeline.preview import Preview
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train, _keep_weights, recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.train import Train, _keep_weights, job_of, recipe_of
+from pipeline.train_loop import Worker
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -72,20 +73,8 @@ def worker_of(
 
     folder: where it trains. curve: the actor that takes its points; None: it has none to give.
     """
-    job = TrainJob(
-        recipe=recipe_of(run.config),
-        cache=run.config.data.cache,
-        order=run.config.data.order,
-        shard_cache=run.config.data.shard_cache,
-        threads=1,
-        timeout_s=timeout_s,
-        index_folder=str(run.results["prepare"].folder),
-        folder=str(folder),
-        identity=Train().identity(run),
-        curve=curve,
-        preview=preview,
-    )
-    return Worker(job, torch.device("cpu"))
+    job = job_of(run, folder, recipe_of(run.config), Train().identity(run), curve, preview)
+    return Worker(replace(job, threads=1, timeout_s=timeout_s), torch.device("cpu"))
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
