@@ -143,7 +143,8 @@ def page(profile: Profile) -> str:
         "speed": rate(profile.figures["images_per_s"], "images"),
         "time and arithmetic": in_words(profile.figures),
         "matmul rate": flop_rate(profile.matmul_flop_per_s),
-        "host, times in a step": f"waits for a GPU: {profile.waits:.3g}; reads a number of a tensor: {profile.reads:.3g}",
+        "host waits for a GPU": f"{profile.waits:.3g} times in a step",
+        "host reads a number of a tensor": f"{profile.reads:.3g} times in a step",
         "most memory": f"{profile.memory_bytes / 1e6:,.0f} MB",
     }
     total_s = profile.operators_s

@@ -4,7 +4,6 @@ On a terminal progress is one live line; in a log file it is plain lines, few an
 """
 
 import logging
-import math
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ _LOG_LINE_SHARE = 0.01
 _RATE_WINDOW_S = 30.0
 _REPLAY_S = 0.5  # what is told in the first half second was done before, by the run that this one resumes
 _BAR_WIDTH = 12
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+_PREFIXES = "", "k", "M", "G", "T", "P"
 
 QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its coming default; unset, each worker warns of the change
@@ -74,8 +73,10 @@ def flop_rate(per_second: float) -> str:
 
 def flops(number: float) -> str:
     """`24.5 MFLOP`: floating-point operations, three digits."""
-    power = min(max(0, math.floor(math.log10(max(number, 1)) / 3)), len(_PREFIXES) - 1)
-    return f"{number / 1000**power:.3g} {_PREFIXES[power]}FLOP"
+    rounded, power = float(f"{number:.3g}"), 0
+    while rounded >= 1000 and power < len(_PREFIXES) - 1:
+        rounded, power = rounded / 1000, power + 1
+    return f"{rounded:g} {_PREFIXES[power]}FLOP"
 
 
 def duration(seconds: float) -> str:

@@ -36,6 +36,17 @@ TINY: dict[str, Any] = {
     "register": {"model_name": "tiny"},
 }
 """Of a run file, what is left are `train` and `sample`."""
+POINT = {
+    "seconds": 2.0,
+    "images_per_s": 100.0,
+    "flop_per_s": 41.23e9,
+    "matmul_fraction": 0.321,
+    "compute_share": 0.91,
+    "communication_share": 0.06,
+    "data_share": 0.0,
+    "other_share": 0.03,
+}
+"""What a point of the curve says of the time."""
 
 
 def prepared(settings: dict[str, Any], output: Path, cluster: Cluster | None, **train: Any) -> Run:
