@@ -56,7 +56,7 @@ class TrainJob:
     """Of the training; its checkpoints lie below."""
     identity: Mapping[str, Any]
     """All that decides the result, as JSON."""
-    curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
+    curve: Any  # handle of the actor that collects the training curve, if any; Ray gives handles no public type
     preview: Preview | None = None
     """What is drawn of each checkpoint; None: nothing."""
 
@@ -172,7 +172,7 @@ class Worker:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network's matrix products."""
-        with self.step.autocast():
+        with self.step._autocast():
             if torch.is_autocast_enabled(self.device.type):
                 return torch.get_autocast_dtype(self.device.type)
         return torch.float32
@@ -262,8 +262,9 @@ class Worker:
             self.previews.show(checkpoint)
 
     def _say(self, text: str) -> None:
-        """A line for the person at the terminal."""
-        self._wait_until_taken(self.job.curve.say.remote(text))
+        """A line for the person at the terminal, where there is one."""
+        if self.job.curve is not None:
+            self._wait_until_taken(self.job.curve.say.remote(text))
 
     def _wait_until_taken(self, reference: Any) -> None:
         """Returns once the curve's actor has what was sent. TrainingError where that takes too long."""

@@ -107,7 +107,7 @@ class TrainStep:
         labels = batch.labels.to(self.device, non_blocking=True)
         label = self.recipe.conditioning.training_label(labels, config.seed, positions)
 
-        with self.autocast():
+        with self._autocast():
             losses = self.recipe.objective.losses(self.network, x0, times.t, eps, label, augmented)
         loss = (losses * times.importance).mean()
         state.optimizer.zero_grad()
@@ -197,8 +197,7 @@ class TrainStep:
         torch.distributed.all_gather(gathered, nn.functional.pad(values, (0, longest - len(values))))
         return torch.cat([some[: len(share)] for some, share in zip(gathered, shares, strict=True)])
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The network's arithmetic."""
+    def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.precision
         bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)

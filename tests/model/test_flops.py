@@ -99,36 +99,30 @@ def test_every_network_is_counted_and_costs_three_times_its_forward_way(
 
 def forward_flops(spec: ModelSpec) -> int:
     """Of convolutions, linear layers and attention, by what their calls on real numbers get and give."""
-    counted = 0
-
-    def take(module: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal counted
-        if isinstance(module, nn.Conv2d):
-            counted += 2 * module.weight[0].numel() * output.numel()
-        elif isinstance(module, nn.Linear):
-            counted += 2 * module.in_features * output.numel()
-
     network = spec.build()
-    for module in network.modules():
-        module.register_forward_hook(take)
-    with Attentions() as attentions:
-        label = (torch.zeros(1, dtype=torch.long),) if spec.classes else ()
+    label = (torch.zeros(1, dtype=torch.long),) if spec.classes else ()
+    with Calls() as calls:
         network(torch.zeros(1, *spec.latent_shape), torch.zeros(1), *label)
-    return counted + attentions.flops
+    return calls.flops
 
 
-class Attentions(torch.overrides.TorchFunctionMode):
-    """Counts the two products of every attention inside the block."""
+class Calls(torch.overrides.TorchFunctionMode):
+    """Counts the functions of torch that multiply and add."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if function is F.scaled_dot_product_attention:
-            q, k, v = args
-            self.flops += 2 * q.numel() * k.shape[-2] + 2 * q.numel() // q.shape[-1] * k.shape[-2] * v.shape[-1]
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if function in (F.conv2d, F.linear):
+            self.flops += 2 * args[1][0].numel() * result.numel()
+        elif function is F.conv_transpose2d:
+            self.flops += 2 * args[1][0].numel() * args[0].numel()
+        elif function is F.scaled_dot_product_attention:
+            scores = args[0].numel() // args[0].shape[-1] * args[1].shape[-2]
+            self.flops += 2 * scores * (args[0].shape[-1] + args[2].shape[-1])
+        return result
 
 
 def test_the_network_of_ddpm_for_cifar10_is_of_12_gflop_forward() -> None:
