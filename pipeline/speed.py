@@ -162,7 +162,8 @@ def matmul_flop_per_s(device: torch.device, dtype: torch.dtype) -> float:
     timer, size, fastest = StepTimer(device, nn.Identity()), _SMALLEST, 0.0
     while True:
         # not constant: a GPU is faster on numbers that are all alike
-        matrix = torch.arange(size * size, device=device).sin().to(dtype).view(size, size)
+        numbers = torch.arange(size * size, dtype=torch.float32, device=device).sin()
+        matrix = numbers.to(dtype).view(size, size)
         product = matrix @ matrix  # the first one chooses its kernels
         seconds = []
         for _ in range(_PRODUCTS):
@@ -171,8 +172,11 @@ def matmul_flop_per_s(device: torch.device, dtype: torch.dtype) -> float:
             seconds.append(timer.take()[0])
         fastest = max(fastest, 2 * size**3 / min(seconds))
         if size == _LARGEST or 8 * sum(seconds) > _PRODUCTS_S:
-            return fastest
+            break
         size *= 2
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of training it is asked how much it holds
+    return fastest
 
 
 def time_spent(points: list[dict[str, Any]]) -> dict[str, float]:
