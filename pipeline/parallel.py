@@ -46,7 +46,7 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
 
 
 def whole(value: Any) -> Any:
-    """The same structure with whole tensors, copied into this process's memory; of sharded ones all workers must ask."""
+    """The same structure with whole tensors, copied into this process's memory; of sharded ones all must ask."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
     if isinstance(value, Tensor):
