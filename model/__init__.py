@@ -51,6 +51,7 @@ from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
 from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct_average
+from .precision import Precision, autocast, fast_precision, set_float32
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -113,6 +114,7 @@ __all__ = [
     "Objective",
     "Path",
     "PowerFunctionEMA",
+    "Precision",
     "Prediction",
     "PredictorCorrector",
     "RateDistortion",
@@ -141,6 +143,7 @@ __all__ = [
     "VPSigmoid",
     "Variance",
     "Weighting",
+    "autocast",
     "bits_per_dim",
     "bits_per_dim_of_density",
     "bound_noise",
@@ -149,6 +152,7 @@ __all__ = [
     "default_label",
     "denoising_loss",
     "dequantised",
+    "fast_precision",
     "generate",
     "image_to_image",
     "inpaint",
@@ -165,6 +169,7 @@ __all__ = [
     "rate_distortion",
     "reconstruct",
     "reconstruct_average",
+    "set_float32",
     "slerp",
     "strength_time",
     "time_grid",

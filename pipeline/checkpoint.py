@@ -21,13 +21,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from model import EMAs, LossHistory, PowerFunctionEMA
+from model import EMA, EMAs, LossHistory, PowerFunctionEMA
 from model import Snapshot as Moment
 
 from .averages import AVERAGES, keep
 from .curve import Point
 from .errors import TrainingError
 from .files import mismatch, read_json, sha256_of, write_json
+from .parallel import sharded_like, whole
 from .tracking import flatten
 
 FORMAT = 5
@@ -56,7 +57,10 @@ class TrainState:
     """What the next point of the curve has taken up so far, of all workers; empty right after a point."""
 
     def snapshot(self, identity: Mapping[str, Any]) -> "Snapshot":
-        """A copy that later steps do not change. identity: all that decided the state, as JSON."""
+        """A copy that later steps do not change. identity: all that decided the state, as JSON.
+
+        Where workers hold shards of the network, each of them must ask.
+        """
         tensors = {NETWORK: self.network.state_dict()}
         tensors |= {average_file(number): ema.state_dict() for number, ema in enumerate(self.ema.averages)}
         if self.history is not None:
@@ -74,13 +78,13 @@ class TrainState:
             for number, profile in enumerate(self.ema.profiles)
             if isinstance(profile, PowerFunctionEMA)
         }
-        return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
+        return Snapshot(whole(tensors), whole(self.optimizer.state_dict()), manifest, kept)
 
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
         """Network and averages begin with these weights; all else is as at any beginning."""
-        self.network.load_state_dict(weights)
+        _load(self.network, weights)
         for ema in self.ema.averages:
-            ema.load_state_dict(weights)
+            _load(ema, weights)
 
     def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
@@ -95,16 +99,23 @@ class TrainState:
                 f"{folder}: this checkpoint belongs to another configuration ({differences}); move "
                 f"{folder.parent} away to train anew"
             )
-        self.network.load_state_dict(load_file(folder / NETWORK))
+        _load(self.network, load_file(folder / NETWORK))
         for number, ema in enumerate(self.ema.averages):
-            ema.load_state_dict(load_file(folder / average_file(number)))
+            _load(ema, load_file(folder / average_file(number)))
         if self.history is not None:
             self.history.load_state_dict(load_file(folder / HISTORY))
-        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+        optimizer, parameters = torch.load(folder / OPTIMIZER, weights_only=True), list(self.network.parameters())
+        for number, kept in optimizer["state"].items():  # Adam keeps two tensors like each parameter
+            kept |= sharded_like(kept, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[number]))
+        self.optimizer.load_state_dict(optimizer)
         self.images_seen = manifest["images_seen"]
         self.curve = manifest["curve"]
         self.skipped.copy_(torch.tensor(manifest["skipped"]))
         self.sums = manifest["sums"]
+
+
+def _load(into: nn.Module | EMA, weights: Mapping[str, Tensor]) -> None:
+    into.load_state_dict(sharded_like(weights, into.state_dict()))
 
 
 def images_of(path: Path) -> int:
@@ -115,17 +126,6 @@ def images_of(path: Path) -> int:
 def average_file(number: int) -> str:
     """Of the average of this number; that of 0 is the one that images are drawn from."""
     return AVERAGE if number == 0 else f"ema-{number}.safetensors"
-
-
-def _copied(value: Any) -> Any:
-    """The same structure, its tensors copied into this process's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(item) for item in value)
-    return value
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from model import (
     Network,
     NoGuidance,
     PowerFunctionEMA,
+    Precision,
     Record,
     Sampler,
     Simple,
@@ -41,6 +42,7 @@ from model import Path as GaussianPath  # not a file's
 
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
+from .parallel import Parallel
 from .sources import DataConfig
 
 Workers = Annotated[int, Field(ge=1)]
@@ -76,10 +78,19 @@ class TrainConfig(Record):
     """Average of the weights, from which images are sampled."""
     also_averaged: tuple[EMAProfile, ...] = ()
     """Further averages, kept in every checkpoint; those by power functions outlive it, for sample.sigma_rel."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; weights, loss and optimizer stay float32. auto: bf16 on GPUs, fp32 on CPUs."""
+    precision: Literal["auto", Precision] = "auto"
+    """Arithmetic of the network; weights, norms, softmax, loss and optimizer stay float32. tf32: fp32, but GPUs round
+    the factors of matrix products to 10 bits; auto: bf16 where the device has matrix units for it (GPUs from Ampere
+    on, CPUs with AMX), else fp32."""
     compile: Annotated[bool, Resource] = False
-    """Compile the network with torch.compile; needs a C++ compiler on CPU."""
+    """Compile the network and its noise with torch.compile, to run as CUDA graphs where one GPU trains alone; takes a
+    minute or more at the start, and on CPUs a C++ compiler."""
+    parallel: Annotated[Parallel, Resource] = "ddp"
+    """ddp: each worker holds the network; fsdp: a shard of it (FSDP2), for networks that do not fit, at the cost of
+    more traffic."""
+    microbatch_images: Annotated[int | None, Resource] = Field(None, ge=1)
+    """Each worker computes its share of the batch so many images at a time and adds up the gradients, for a batch that
+    does not fit; null: all at once."""
     checkpoint_images: Annotated[int, Resource] = Field(1_000_000, ge=1)
     """A checkpoint every so many images, written while training goes on."""
     keep_checkpoints: Annotated[int, Resource] = Field(2, ge=1)

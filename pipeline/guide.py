@@ -56,6 +56,8 @@ def recipe_of(config: Config) -> Recipe:
         hflip=config.train.hflip,
         precision=config.train.precision,
         compile=config.train.compile,
+        parallel=config.train.parallel,
+        microbatch_images=config.train.microbatch_images,
         checkpoint_images=config.train.checkpoint_images,
         keep_checkpoints=config.train.keep_checkpoints,
         log_images=config.train.log_images,

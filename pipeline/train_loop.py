@@ -253,8 +253,10 @@ class Worker:
 
     def _save(self) -> None:
         """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""
-        if self.rank == 0:
-            self.writer.save(self.state.snapshot(self.job.identity))
+        if self.rank == 0 or self.step.sharded:
+            snapshot = self.state.snapshot(self.job.identity)
+            if self.rank == 0:
+                self.writer.save(snapshot)
 
     def _show(self, checkpoint: Path) -> None:
         """Has a checkpoint drawn; called by the thread that has written it."""
