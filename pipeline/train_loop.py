@@ -172,10 +172,7 @@ class Worker:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network's matrix products."""
-        with self.step._autocast():
-            if torch.is_autocast_enabled(self.device.type):
-                return torch.get_autocast_dtype(self.device.type)
-        return torch.float32
+        return torch.bfloat16 if self.step.precision == "bf16" else torch.float32
 
     def steps(self, meter: Meter) -> Iterator[int]:
         """Trains to the end. Yields after each step how many there have been, which the meter times."""
