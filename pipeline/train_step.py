@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import AUGMENT_NUMBERS, Conditioning, EMAs, Objective, Stream, normal, to_unit_range, uniforms, words
 
-from .checkpoint import TrainState
-from .config import TrainConfig
 from .errors import TrainingError
+from .train_config import TrainConfig
+from .train_state import TrainState
 
 _FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
 """Names of the means in each point of the curve, over the steps since the point before."""
