@@ -8,10 +8,11 @@ from typing import Any
 
 from model import ClassifierGuidance, Classifying, ClassLabels, ExponentialEMA, NoisyClassifier
 
-from .config import Config, TrainConfig
+from .config import Config
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train import train_network
+from .train_config import TrainConfig
 from .train_step import Recipe
 
 

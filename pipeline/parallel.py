@@ -15,6 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from model import EMA
+
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -56,6 +58,11 @@ def whole(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(whole(item) for item in value)
     return value
+
+
+def load_whole(into: nn.Module | EMA, weights: Mapping[str, Tensor]) -> None:
+    """Takes over whole weights, the same on all workers; of those that are sharded, this worker's shards."""
+    into.load_state_dict(sharded_like(weights, into.state_dict()))
 
 
 def sharded_like(tensors: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> dict[str, Tensor]:

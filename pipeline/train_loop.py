@@ -24,7 +24,7 @@ from ray.train.torch import get_device
 from model import training_flops
 
 from .averages import AVERAGES, clear_after
-from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, images_of, newest_checkpoint
+from .checkpoint import CHECKPOINTS, CheckpointWriter, Snapshot, clear_unfinished, images_of, newest_checkpoint, restore
 from .curve import Gauges
 from .errors import DataError, TrainingError
 from .order import OrderConfig
@@ -120,7 +120,7 @@ class Worker:
     def resume(self, checkpoint: str | None) -> None:
         """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
-            self.state.load(Path(checkpoint), self.job.identity)
+            restore(self.state, Path(checkpoint), self.job.identity)
             if self.previews is not None:
                 self.previews.show(Path(checkpoint))  # a kill may have kept its picture from being drawn
         elif "warm_start" in self.job.identity:
@@ -251,7 +251,7 @@ class Worker:
     def _save(self) -> None:
         """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""
         if self.rank == 0 or self.step.sharded:
-            snapshot = self.state.snapshot(self.job.identity)
+            snapshot = Snapshot.of(self.state, self.job.identity)
             if self.rank == 0:
                 self.writer.save(snapshot)
 

@@ -34,10 +34,10 @@ from model import (
     words,
 )
 
-from .checkpoint import TrainState
-from .config import TrainConfig
 from .errors import TrainingError
 from .parallel import replicate, shard, without_exchange
+from .train_config import TrainConfig
+from .train_state import TrainState
 
 _FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
 """Names of the means in each point of the curve, over the steps since the point before."""

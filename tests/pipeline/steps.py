@@ -12,8 +12,9 @@ import torch
 import torch.distributed
 
 from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosine
-from pipeline.config import TrainConfig
+from pipeline.checkpoint import Snapshot, restore
 from pipeline.files import write_json
+from pipeline.train_config import TrainConfig
 from pipeline.train_step import Batch, Recipe, TrainStep, share_of
 
 STEPS, BATCH = 40, 16
@@ -65,15 +66,15 @@ def train_together(rank: int, world_size: int, options: dict[str, Any], folder: 
     """
     step = new_step(options, world_size)
     before = losses(step, 0, STEPS // 2, rank, world_size)
-    snapshot = step.state.snapshot({})
+    snapshot = Snapshot.of(step.state, {})
     if rank == 0:
         snapshot.write(folder)
     torch.distributed.barrier()
     resumed = new_step(options, world_size)
-    resumed.state.load(folder / snapshot.name, {})
+    restore(resumed.state, folder / snapshot.name, {})
     for name, some in (("whole", step), ("resumed", resumed)):
         found = before + losses(some, STEPS // 2, STEPS, rank, world_size)
-        end = some.state.snapshot({})
+        end = Snapshot.of(some.state, {})
         if rank == 0:
             end.write(folder / name / "checkpoints")
             write_json(folder / name / "losses.json", found)

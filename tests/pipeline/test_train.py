@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from model import EMAs, ExponentialEMA
-from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, TrainState
-from pipeline.config import TrainConfig
+from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, Snapshot
 from pipeline.curve import CURVE
 from pipeline.errors import DataError, TrainingError
 from pipeline.speed import SHARES
 from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights, steady_images_per_s
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState
 from pipeline.train_step import check_compiler, flip, learning_rate
 
 from .trainings import POINT
@@ -83,9 +84,8 @@ def test_a_training_whose_last_point_has_no_finite_loss_is_finished_all_the_same
 def save_checkpoint(folder: Path, images: int) -> None:
     network = nn.Linear(3, 2)
     averages = EMAs(network, ExponentialEMA())
-    TrainState(network, torch.optim.Adam(network.parameters()), averages, images).snapshot({}).write(
-        folder / CHECKPOINTS
-    )
+    state = TrainState(network, torch.optim.Adam(network.parameters()), averages, images)
+    Snapshot.of(state, {}).write(folder / CHECKPOINTS)
 
 
 def test_a_refusal_on_any_rank_is_told_rather_than_what_the_others_saw_of_it() -> None:
