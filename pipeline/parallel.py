@@ -29,14 +29,17 @@ def shard(network: nn.Module, device: torch.device, world_size: int) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def replicate(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The same network on each worker, gradients averaged while they are computed."""
+def replicate(network: nn.Module, device: torch.device, adds_up: bool) -> DistributedDataParallel:
+    """The same network on each worker, gradients averaged while they are computed.
+
+    adds_up: whether some passes come `without_exchange`; a static graph, which DDP exchanges sooner, has none.
+    """
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
-        static_graph=True,
+        static_graph=not adds_up,
     )
 
 

@@ -110,7 +110,8 @@ class TrainStep:
         averages = EMAs(network, self.config.ema, *self.config.also_averaged)
         self.state = TrainState(network, optimizer, averages, history=history.to(device) if history else None)
         self.state.skipped = self.state.skipped.to(device)
-        self.workers_network = network if world_size == 1 or self.sharded else replicate(network, device)
+        alone, adds_up = world_size == 1 or self.sharded, self.config.microbatch_images is not None
+        self.workers_network = network if alone else replicate(network, device, adds_up)
         """With what the workers exchange."""
         self.network, self._normal = self.workers_network, normal
         if self.config.compile:
