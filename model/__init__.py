@@ -25,6 +25,7 @@ from .editing import (
     strength_time,
 )
 from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from .execution import EAGER, Execution, Precision
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -65,6 +66,7 @@ __all__ = [
     "AUGMENT_LABELS",
     "AUGMENT_NUMBERS",
     "DDIM",
+    "EAGER",
     "EMA",
     "NO_GUIDANCE",
     "RK45",
@@ -93,6 +95,7 @@ __all__ = [
     "EMAs",
     "Eps",
     "Euler",
+    "Execution",
     "ExponentialEMA",
     "FixedVariance",
     "GaussianPath",
@@ -112,6 +115,7 @@ __all__ = [
     "Objective",
     "Path",
     "PowerFunctionEMA",
+    "Precision",
     "Prediction",
     "PredictorCorrector",
     "RateDistortion",

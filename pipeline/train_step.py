@@ -6,9 +6,6 @@ a step never waits for the device; `take_figures` does.
 
 import hashlib
 import math
-import os
-import shutil
-import socket
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from model import AUGMENT_NUMBERS, Conditioning, EMAs, Objective, Stream, normal, to_unit_range, uniforms, words
 
 from .checkpoint import TrainState
+from .compiler import check_compiler
 from .config import TrainConfig
-from .errors import TrainingError
 
 _FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
 """Names of the means in each point of the curve, over the steps since the point before."""
@@ -82,7 +79,7 @@ class TrainStep:
 
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.config.compile:
-            check_compiler()
+            check_compiler("train.compile")
             network = torch.compile(network)  # type: ignore[assignment]  # typed as a callable, is a module
         if self.world_size == 1:
             return network
@@ -206,16 +203,6 @@ class TrainStep:
         """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""
         text = f"dropout {self.config.seed} {position}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
-
-
-def check_compiler() -> None:
-    """TrainingError where torch.compile would look for a C++ compiler in vain, which it says at great length."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names):
-        raise TrainingError(
-            f"train.compile: no C++ compiler on {socket.gethostname()} ({', '.join(names)}); install g++ on every "
-            f"worker, or set train.compile=false"
-        )
 
 
 def flip(x0: Tensor, seed: int, positions: Tensor) -> Tensor:
