@@ -9,20 +9,20 @@ process of its own, and memory is what that process grew by at most (resident se
 import argparse
 import hashlib
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline.index_builder import entry_of
 from pipeline.order import Blocks, Permutation
 from pipeline.shard_index import ShardIndex
 from pipeline.shard_table import ShardTable
+from records import Record
 
 WORK = ("open", "labels", "batches_blocks", "batches_permutation")
 
@@ -87,19 +87,17 @@ def main() -> None:
             work: json.loads(subprocess.check_output([sys.executable, __file__, "--measure", folder, work]))
             for work in WORK
         }
-    result = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    record = Record(options.output, torch.device("cpu"))
+    figures = {
         "shards": options.shards,
         "samples": options.shards * options.samples,
         "index_mb": round(size_bytes / 1e6, 1),
         "what": "open: the manifest; labels: every table, verified; batches: 100 batches of 256 numbers of the order",
         **found,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    print(text, end="")
-    if options.output:
-        options.output.write_text(text)
+    for name, value in figures.items():
+        record[name] = value
+        print(f"{name}: {value}")
 
 
 if __name__ == "__main__":

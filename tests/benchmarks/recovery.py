@@ -11,9 +11,7 @@ a checkpoint every ten steps and averages weights; the script does none of that,
 """
 
 import argparse
-import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -21,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -32,6 +29,7 @@ from pipeline.configfile import load
 from pipeline.curve import read_curve
 from pipeline.train import recipe_of
 from pipeline.train_step import TrainStep
+from records import Record
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 WORKERS = 2
@@ -122,7 +120,7 @@ def kill_a_worker() -> None:
     raise AssertionError("no worker is alive")
 
 
-def measure_ray(rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure_ray(rounds: int, record: Record) -> dict[str, list[tuple[float, float]]]:
     """By contestant, the two figures of each round, as of `started_and_killed`."""
     file = str(RUNS / "digits.yaml")
     ours = [sys.executable, "-m", "pipeline", "train", file, f"train.num_workers={WORKERS}", "train.batch_size=64"]
@@ -134,6 +132,7 @@ def measure_ray(rounds: int) -> dict[str, list[tuple[float, float]]]:
                 bare = [sys.executable, "-c", BARE, file, folder, str(WORKERS)]
                 command = ours if name == "pipeline" else bare
                 found[name].append(started_and_killed(command, times, Path(folder)))
+            record["first_step_s_and_after_a_kill_s"] = found
             first, again = found[name][-1]
             print(
                 f"round {number + 1} of {rounds}: {name}: first step {first:.1f} s, after a kill {again:.1f} s",
@@ -169,8 +168,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    record = Record(options.output, torch.device("cpu"))
     checkpoint = measure_checkpoint()
-    found = measure_ray(options.rounds)
+    record["checkpoint"] = checkpoint
+    found = measure_ray(options.rounds, record)
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     print(f"{'':<18}{'first step':>12}{'after a kill':>14}")
     for name, (first, again) in medians.items():
@@ -179,16 +180,6 @@ def main() -> None:
         f"a checkpoint of {checkpoint['bytes'] / 1e6:,.0f} MB: a step waits {checkpoint['step_waits_s']:.2f} s, "
         f"written after {checkpoint['written_after_s']:.2f} s"
     )
-    record = {
-        "command": f"python tests/benchmarks/recovery.py --rounds {options.rounds}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}",
-        "torch": torch.__version__,
-        "first_step_s_and_after_a_kill_s": found,
-        "checkpoint": checkpoint,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
