@@ -4,10 +4,10 @@
         [--output FILE]
 
 Both draw as many images at a time in as many steps of eta 0 with Ho et al.'s 35.7M U-Net, from noise to uint8 images;
-theirs without its progress bar. Contestants take turns, and each ratio is a median over the rounds; an idle machine is
-assumed. Before the first round each draws once, to compile what has to be, and what ours draw is compared. What is not
-reached within the limit is named as left out. `--quick` only shows that the script works: a tiny network, and nothing
-is compiled.
+theirs without its progress bar. Ours takes turns with theirs, first as it is by default, then in its best settings, and
+each ratio is a median over the rounds; an idle machine is assumed. Before its rounds ours draws once, to compile what
+has to be, and what it draws is compared. What is not reached within the limit is named as left out. `--quick` only
+shows that the script works: a tiny network, and nothing is compiled.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from diffusers_weights import copy_weights
 from model import DDIM, DDPMUNet, Execution, TrainedModel, generate
 from records import OutOfTime, Record, Speeds, ratio, take_turns, time_limit
 
-OURS, BEST, THEIRS = "ours, float32", "ours, best settings", "diffusers, float32"
-GOALS = [(OURS, THEIRS, 1.1), (BEST, THEIRS, 3.0)]
+OURS, BEST = "ours, float32", "ours, best settings"
+THEIRS, THEIRS_AGAIN = "diffusers, float32", "diffusers, float32, again"
+GOALS = [(OURS, THEIRS, 1.1), (BEST, THEIRS_AGAIN, 3.0)]
 
 Draw = Callable[[], Any]
 """A batch of images."""
@@ -74,19 +75,20 @@ def measure(options: argparse.Namespace, record: Record, speeds: Speeds) -> None
     network, device = TINY if options.quick else DDPM, torch.device(options.device)
     batch_size, steps = options.batch_size, options.steps
     theirs = diffusers_unet(network).to(device).eval()
-    executions = {OURS: Execution()} if options.quick else {OURS: Execution(), BEST: best_execution(device)}
-    contestants = {THEIRS: images_per_s(their_draw(theirs, batch_size, steps), batch_size, device)}
+    their_turn = images_per_s(their_draw(theirs, batch_size, steps), batch_size, device)
+    their_turn(0)  # which does not count
+    pairs = [(OURS, THEIRS, Execution())]
+    if not options.quick:
+        pairs.append((BEST, THEIRS_AGAIN, best_execution(device)))
     drawn: dict[str, Tensor] = {}
-    for name, execution in executions.items():
+    for name, other, execution in pairs:
         began = time.perf_counter()
         draw = our_draw(theirs, network, batch_size, steps, execution)
         drawn[name] = draw().int()
         record[f"{name}, execution"] = execution.model_dump()
         record[f"{name}, largest difference of a grey level"] = int((drawn[name] - drawn[OURS]).abs().max())
         print(f"{name}: first images after {time.perf_counter() - began:.0f} s", flush=True)
-        contestants[name] = images_per_s(draw, batch_size, device)
-    contestants[THEIRS](0)
-    take_turns(contestants, options.rounds, record, speeds)
+        take_turns({other: their_turn, name: images_per_s(draw, batch_size, device)}, options.rounds, record, speeds)
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
         if speeds.get(ours) and speeds.get(theirs)
     }
     record["ratios"] = ratios
-    record["left_out"] = [name for name in (THEIRS, OURS, BEST) if not speeds.get(name)]
+    record["left_out"] = [name for name in (OURS, BEST) if not speeds.get(name)]
     for name, found in ratios.items():
         print(f"{name:<45} {found['ratio']:6.2f}   goal {found['goal']:g}")
 
