@@ -34,6 +34,7 @@ format: .venv/installed ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .
 
 bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
+	@$(BIN)/python tests/benchmarks/step.py
 	@$(BIN)/python tests/benchmarks/training.py
 	@$(BIN)/python tests/benchmarks/index.py
 	@$(BIN)/python tests/benchmarks/recovery.py

@@ -26,7 +26,7 @@ from pipeline.train_step import Batch, Recipe, TrainStep
 from records import cpuinfo
 
 DDPM = DDPMUNet(dropout=0.0)
-TINY = DDPMUNet(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), dropout=0.0)
+TINY = DDPMUNet(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(2,), dropout=0.0)
 """For a look at whether a benchmark works."""
 BATCHES = 8
 
@@ -36,7 +36,7 @@ Steps = Callable[[int], None]
 
 def image_size(network: DDPMUNet) -> int:
     """Height and width, pixels: those of CIFAR-10, or few."""
-    return 8 if network == TINY else 32
+    return 4 if network == TINY else 32
 
 
 def spec_of(network: DDPMUNet) -> ModelSpec:

@@ -10,6 +10,7 @@ the next ones go on; the limit is of wall-clock time, and what it cuts short kee
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Sizes:
     batch_size: int
     batch_sizes: tuple[int, ...]
     sampling_batch: int
+    sampling_steps: int
     matrices: tuple[int, ...]
     memory_bytes: int
     turn_s: float
@@ -70,8 +72,8 @@ class Sizes:
     curve_steps: int
 
 
-FULL = Sizes(DDPM, 128, (32, 256, 1024), 512, (4096, 8192), 2**30, 3.0, 3, 20, 1000, 2000)
-QUICK = Sizes(TINY, 4, (2,), 4, (64,), 2**16, 0.1, 1, 3, 3, 4)
+FULL = Sizes(DDPM, 128, (32, 256, 1024), 512, 10, (4096, 8192), 2**30, 3.0, 3, 20, 1000, 2000)
+QUICK = Sizes(TINY, 2, (1,), 2, 2, (64,), 2**16, 0.01, 1, 2, 2, 2)
 
 
 @dataclass
@@ -208,11 +210,11 @@ def roofline(bench: Bench) -> Figures:
 def kernel_shares(bench: Bench, settings: dict[str, Any], most: int = 12) -> dict[str, float]:
     """Of the kernels, or on a CPU operations, that take the most time in training, the largest first."""
     run = our_steps(bench.sizes.network, bench.sizes.batch_size, bench.device, **settings)
-    run(3)
+    run(2)
     cuda = bench.device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profile:
-        run(3)
+        run(1)
         if cuda:
             torch.cuda.synchronize(bench.device)
     times = {
@@ -226,7 +228,7 @@ def kernel_shares(bench: Bench, settings: dict[str, Any], most: int = 12) -> dic
 def sampling(bench: Bench) -> Figures:
     """DDIM in bf16; goal: 50 % of the matmul rate."""
     sizes, spec = bench.sizes, spec_of(bench.sizes.network)
-    side, steps = image_size(sizes.network), 10
+    side, steps = image_size(sizes.network), sizes.sampling_steps
     network = spec.build()
     with torch.inference_mode():
         flops = steps * counted_flops(lambda: network(torch.zeros(1, 3, side, side), torch.zeros(1)))
@@ -303,6 +305,7 @@ def go_through(bench: Bench, parts: list[str], limit_s: float) -> None:
         for name in parts:
             print(f"\n{name}", flush=True)
             figures: dict[str, Any] = {}
+            began = time.perf_counter()
             torch.compiler.reset()  # or networks of other batches would be taken for one of any batch
             try:
                 for figure, value in iter([("left out", passed)]) if passed else PARTS[name](bench):
@@ -314,6 +317,7 @@ def go_through(bench: Bench, parts: list[str], limit_s: float) -> None:
             except Exception as error:  # the next parts may work
                 figures["failed"] = f"{type(error).__name__}: {error}"[:1000]
                 print(f"  failed: {figures['failed']}", flush=True)
+            figures["seconds"] = time.perf_counter() - began
             bench.record[name] = figures
 
 
