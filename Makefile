@@ -9,7 +9,7 @@ OUTPUT ?= outputs
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format bench ui lock clean
+.PHONY: help run test test-slow check format profile bench ui lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: .venv/installed ## Format, lint, types, architecture: what CI asks for be
 format: .venv/installed ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+profile: .venv/installed ## Where the time of a training step goes: a page and a trace; FILE=run file, SET="key=value ..."
+	@$(BIN)/python -m pipeline profile $(FILE) $(SET)
 
 bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
 	@$(BIN)/python tests/benchmarks/step.py

@@ -25,7 +25,8 @@ from .editing import (
     strength_time,
 )
 from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
-from .execution import EAGER, Execution, Precision
+from .execution import EAGER, Execution
+from .flops import training_flops
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -51,6 +52,7 @@ from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
 from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct_average
+from .precision import Precision, autocast, fast_precision, set_float32
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -144,6 +146,7 @@ __all__ = [
     "VPSigmoid",
     "Variance",
     "Weighting",
+    "autocast",
     "bits_per_dim",
     "bits_per_dim_of_density",
     "bound_noise",
@@ -152,6 +155,7 @@ __all__ = [
     "default_label",
     "denoising_loss",
     "dequantised",
+    "fast_precision",
     "generate",
     "image_to_image",
     "inpaint",
@@ -168,11 +172,13 @@ __all__ = [
     "rate_distortion",
     "reconstruct",
     "reconstruct_average",
+    "set_float32",
     "slerp",
     "strength_time",
     "time_grid",
     "to_uint8",
     "to_unit_range",
+    "training_flops",
     "trajectory",
     "uniform",
     "uniforms",

@@ -35,10 +35,11 @@ class TimeEmbedding(nn.Module):
         self.dense2 = dense(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
-        """The angles stay float32 under autocast: in bfloat16, step 998 would be step 1000."""
-        angles = t.float()[:, None] * self.frequencies
-        waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
-        embedding: Tensor = self.dense2(F.silu(self.dense1(torch.cat(waves, dim=1))))
+        """All in float32, also under autocast: in bfloat16, step 998 would be step 1000."""
+        with torch.autocast(t.device.type, enabled=False):
+            angles = t.float()[:, None] * self.frequencies
+            waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
+            embedding: Tensor = self.dense2(F.silu(self.dense1(torch.cat(waves, dim=1))))
         return embedding
 
 

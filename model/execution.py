@@ -7,9 +7,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from .precision import Precision, autocast
 from .record import Record
-
-Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Execution(Record):
@@ -53,7 +52,7 @@ class ExecutedNetwork(nn.Module):
         precision = self.execution.precision
         with (
             _products_in("tf32" if precision == "tf32" else "ieee"),
-            torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
+            autocast(x.device, precision),
         ):
             output: Tensor = self.network(x, *told)
         return output.clone() if self._graphs else output  # the graph's next replay overwrites it

@@ -144,7 +144,11 @@ class Condition(nn.Module):
         self.dense2 = _dense(4 * base, 4 * base)
 
     def forward(self, t: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor:
-        """The angles stay float32 under autocast: in bfloat16, step 998 would be step 1000."""
+        """All in float32, also under autocast: in bfloat16, step 998 would be step 1000."""
+        with torch.autocast(t.device.type, enabled=False):
+            return self._embedding(t, label, augmentation)
+
+    def _embedding(self, t: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         angles = t.float()[:, None] * self.frequencies
         embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
         if self.label is not None:

@@ -67,6 +67,12 @@ def _execute(options: argparse.Namespace) -> None:
 
         print_plan(config, console_for(sys.stdout))
         return
+    if options.command == "profile":
+        from .profiling import run_profile
+
+        with _disk_errors(config.output):
+            run_profile(config, Terminal())
+        return
     _send_ray_token(config.cluster.address)
     from .flow import STAGES, run_flow
 
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": "all stages",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
+        "profile": "train some steps here, without a cluster, and write down where their time goes",
         "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
     }
     for name, summary in with_file.items():

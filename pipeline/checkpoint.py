@@ -13,22 +13,23 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import EMAs, LossHistory, PowerFunctionEMA
+from model import PowerFunctionEMA
 from model import Snapshot as Moment
 
 from .averages import AVERAGES, keep
-from .curve import Point
 from .errors import TrainingError
 from .files import mismatch, read_json, sha256_of, write_json
+from .parallel import load_whole, sharded_like, whole
 from .tracking import flatten
+from .train_state import TrainState
 
 FORMAT = 5
 WEIGHTS, SPEC = "model.safetensors", "spec.json"  # what a finished training leaves beside its checkpoints
@@ -36,75 +37,6 @@ NETWORK, AVERAGE, HISTORY = "network.safetensors", "ema.safetensors", "history.s
 OPTIMIZER, MANIFEST = "optimizer.pt", "manifest.json"
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints, named by the images seen
 _PREFIX, _UNFINISHED = "images-", ".writing-"
-
-
-@dataclass
-class TrainState:
-    """All that changes while training."""
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: EMAs
-    images_seen: int = 0
-    curve: list[Point] = field(default_factory=list)
-    """Its points so far, on rank 0: a kill may keep the last ones from the driver's file."""
-    history: LossHistory | None = None
-    """Where the times depend on the losses so far."""
-    skipped: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
-    """Steps that were left out because they were not finite: in all, in a row up to now, and most in a row."""
-    sums: list[float] = field(default_factory=list)
-    """What the next point of the curve has taken up so far, of all workers; empty right after a point."""
-
-    def snapshot(self, identity: Mapping[str, Any]) -> "Snapshot":
-        """A copy that later steps do not change. identity: all that decided the state, as JSON."""
-        tensors = {NETWORK: self.network.state_dict()}
-        tensors |= {average_file(number): ema.state_dict() for number, ema in enumerate(self.ema.averages)}
-        if self.history is not None:
-            tensors[HISTORY] = self.history.state_dict()
-        manifest = {
-            "format": FORMAT,
-            "identity": identity,
-            "images_seen": self.images_seen,
-            "skipped": self.skipped.tolist(),
-            "sums": self.sums,
-            "curve": list(self.curve),
-        }
-        kept = {
-            average_file(number): Moment(images_seen=self.images_seen, sigma_rel=profile.sigma_rel)
-            for number, profile in enumerate(self.ema.profiles)
-            if isinstance(profile, PowerFunctionEMA)
-        }
-        return Snapshot(_copied(tensors), _copied(self.optimizer.state_dict()), manifest, kept)
-
-    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Network and averages begin with these weights; all else is as at any beginning."""
-        self.network.load_state_dict(weights)
-        for ema in self.ema.averages:
-            ema.load_state_dict(weights)
-
-    def load(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Takes over the state in `folder`. TrainingError where it is damaged or belongs to another configuration."""
-        manifest = verified_manifest(folder)
-        found, expected = flatten(manifest["identity"]), flatten(identity)
-        differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
-        if differing:
-            differences = "; ".join(
-                f"{key}: {found.get(key, 'absent')} there, {expected.get(key, 'absent')} here" for key in differing
-            )
-            raise TrainingError(
-                f"{folder}: this checkpoint belongs to another configuration ({differences}); move "
-                f"{folder.parent} away to train anew"
-            )
-        self.network.load_state_dict(load_file(folder / NETWORK))
-        for number, ema in enumerate(self.ema.averages):
-            ema.load_state_dict(load_file(folder / average_file(number)))
-        if self.history is not None:
-            self.history.load_state_dict(load_file(folder / HISTORY))
-        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
-        self.images_seen = manifest["images_seen"]
-        self.curve = manifest["curve"]
-        self.skipped.copy_(torch.tensor(manifest["skipped"]))
-        self.sums = manifest["sums"]
 
 
 def images_of(path: Path) -> int:
@@ -115,17 +47,6 @@ def images_of(path: Path) -> int:
 def average_file(number: int) -> str:
     """Of the average of this number; that of 0 is the one that images are drawn from."""
     return AVERAGE if number == 0 else f"ema-{number}.safetensors"
-
-
-def _copied(value: Any) -> Any:
-    """The same structure, its tensors copied into this process's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(item) for item in value)
-    return value
 
 
 @dataclass(frozen=True)
@@ -139,6 +60,31 @@ class Snapshot:
     """Without the digests of the files."""
     kept: dict[str, Moment]
     """Its files that stay when the checkpoint is removed, and which average each holds."""
+
+    @classmethod
+    def of(cls, state: TrainState, identity: Mapping[str, Any]) -> "Snapshot":
+        """A copy that later steps do not change. identity: all that decided the state, as JSON.
+
+        Where workers hold shards of the network, each of them must ask.
+        """
+        tensors = {NETWORK: state.network.state_dict()}
+        tensors |= {average_file(number): ema.state_dict() for number, ema in enumerate(state.ema.averages)}
+        if state.history is not None:
+            tensors[HISTORY] = state.history.state_dict()
+        manifest = {
+            "format": FORMAT,
+            "identity": identity,
+            "images_seen": state.images_seen,
+            "skipped": state.skipped.tolist(),
+            "sums": state.sums,
+            "curve": list(state.curve),
+        }
+        kept = {
+            average_file(number): Moment(images_seen=state.images_seen, sigma_rel=profile.sigma_rel)
+            for number, profile in enumerate(state.ema.profiles)
+            if isinstance(profile, PowerFunctionEMA)
+        }
+        return cls(whole(tensors), whole(state.optimizer.state_dict()), manifest, kept)
 
     @property
     def name(self) -> str:
@@ -304,6 +250,34 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         if wrong := mismatch(folder / name, expected):
             raise TrainingError(f"{wrong}; remove this damaged checkpoint")
     return manifest
+
+
+def restore(state: TrainState, folder: Path, identity: Mapping[str, Any]) -> None:
+    """The state becomes that in `folder`. TrainingError where it is damaged or belongs to another configuration."""
+    manifest = verified_manifest(folder)
+    found, expected = flatten(manifest["identity"]), flatten(identity)
+    differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if differing:
+        differences = "; ".join(
+            f"{key}: {found.get(key, 'absent')} there, {expected.get(key, 'absent')} here" for key in differing
+        )
+        raise TrainingError(
+            f"{folder}: this checkpoint belongs to another configuration ({differences}); move "
+            f"{folder.parent} away to train anew"
+        )
+    load_whole(state.network, load_file(folder / NETWORK))
+    for number, ema in enumerate(state.ema.averages):
+        load_whole(ema, load_file(folder / average_file(number)))
+    if state.history is not None:
+        state.history.load_state_dict(load_file(folder / HISTORY))
+    optimizer, parameters = torch.load(folder / OPTIMIZER, weights_only=True), list(state.network.parameters())
+    for number, kept in optimizer["state"].items():  # Adam keeps two tensors like each parameter
+        kept |= sharded_like(kept, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[number]))
+    state.optimizer.load_state_dict(optimizer)
+    state.images_seen = manifest["images_seen"]
+    state.curve = manifest["curve"]
+    state.skipped.copy_(torch.tensor(manifest["skipped"]))
+    state.sums = manifest["sums"]
 
 
 def weights_digest(weights: dict[str, torch.Tensor]) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from model import ClassifierGuidance, Classifying, ClassLabels, ExponentialEMA, NoisyClassifier
 
-from .config import Config, TrainConfig
+from .config import Config
 from .keyroles import identity
 from .stage import Facts, Run, Stage
 from .train import train_network
+from .train_config import TrainConfig
 from .train_step import Recipe
 
 
@@ -56,6 +57,8 @@ def recipe_of(config: Config) -> Recipe:
         hflip=config.train.hflip,
         precision=config.train.precision,
         compile=config.train.compile,
+        parallel=config.train.parallel,
+        microbatch_images=config.train.microbatch_images,
         checkpoint_images=config.train.checkpoint_images,
         keep_checkpoints=config.train.keep_checkpoints,
         log_images=config.train.log_images,

@@ -5,8 +5,9 @@ from typing import Any
 
 from .evaluate import PROTOCOL
 from .files import read_json, write_json
-from .likelihood import in_words
+from .likelihood import in_words as likelihoods_in_words
 from .mlflow_store import redacted
+from .speed import SHARES, in_words
 from .stage import Run
 from .terminal import StageReport
 from .trained_model import posthoc_average
@@ -45,6 +46,9 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "parameters": results["train"].facts["parameters"],
         "trained_images": results["train"].facts["images"],
         "train_images_per_s": results["train"].facts["images_per_s"],
+        "train_flop_per_s": results["train"].facts.get("flop_per_s"),  # not measured by earlier code
+        "train_matmul_fraction": results["train"].facts.get("matmul_fraction"),
+        "train_time": {name: results["train"].facts.get(f"{name}_share") for name in SHARES},
         "sample_images_per_s": results["sample"].facts["images_per_s"],
         "seconds": {name: result.seconds for name, result in results.items()},
         "seconds_of_this_run": {report.name: round(report.seconds, 2) for report in reports},
@@ -80,7 +84,9 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         )
     if average := posthoc_average(run):
         facts["average"] = str(average)
-    facts |= in_words(scores, run.config.evaluate.likelihoods)
+    facts |= likelihoods_in_words(scores, run.config.evaluate.likelihoods)
+    if summary["train_flop_per_s"] is not None:
+        facts["training"] = in_words(run.results["train"].facts)
     facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
     facts["pictures"] = str(run.folder / "samples.png")
     facts["summary"] = str(run.folder / SUMMARY)

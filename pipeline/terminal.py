@@ -27,6 +27,7 @@ _LOG_LINE_SHARE = 0.01
 _RATE_WINDOW_S = 30.0
 _REPLAY_S = 0.5  # what is told in the first half second was done before, by the run that this one resumes
 _BAR_WIDTH = 12
+_PREFIXES = "", "k", "M", "G", "T", "P"
 
 QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its coming default; unset, each worker warns of the change
@@ -39,6 +40,7 @@ QUIET_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # MLflow asks for git, which a container may lack
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d's remarks on sockets and IPv6
+    "KINETO_LOG_LEVEL": "99",  # torch's profiler, which says that there is no GPU
 }
 _QUIET_LOGGERS = ("alembic", "mlflow", "werkzeug", "httpx", "matplotlib", "PIL")
 
@@ -62,6 +64,19 @@ def count(number: float, unit: str) -> str:
 def rate(per_second: float, unit: str) -> str:
     """`1,234 images/s`, with three digits where there are fewer."""
     return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"
+
+
+def flop_rate(per_second: float) -> str:
+    """`41.2 GFLOP/s`: floating-point operations, three digits."""
+    return f"{flops(per_second)}/s"
+
+
+def flops(number: float) -> str:
+    """`24.5 MFLOP`: floating-point operations, three digits."""
+    rounded, power = float(f"{number:.3g}"), 0
+    while rounded >= 1000 and power < len(_PREFIXES) - 1:
+        rounded, power = rounded / 1000, power + 1
+    return f"{rounded:g} {_PREFIXES[power]}FLOP"
 
 
 def duration(seconds: float) -> str:
@@ -102,13 +117,17 @@ class Progress:
         self.done = 0
         self._unit, self._clock, self._show = unit, clock, show
         self._measures: dict[str, float] = {}
+        self._remark = ""
         self._recent: deque[tuple[float, int]] = deque()
         self._began_s: float | None = None
 
-    def update(self, done: int, **measures: float) -> None:
-        """done: all so far, what an earlier run did included. measures: figures to show, such as the loss."""
+    def update(self, done: int, remark: str = "", **measures: float) -> None:
+        """done: all so far, what an earlier run did included. measures: figures to show, such as the loss.
+
+        remark: shown last, so that a narrow terminal cuts it first.
+        """
         now_s = self._clock()
-        self.done, self._measures = done, measures
+        self.done, self._measures, self._remark = done, measures, remark
         if self._began_s is None:
             self._began_s = now_s
         if now_s - self._began_s < _REPLAY_S:
@@ -133,7 +152,7 @@ class Progress:
             facts.append(rate(self.per_second, self._unit))
             if self.done < self.total:
                 facts.append(f"{duration((self.total - self.done) / self.per_second)} left")
-        return ", ".join(facts)
+        return ", ".join([*facts, self._remark] if self._remark else facts)
 
 
 Show = Callable[[Progress], None]

@@ -36,7 +36,9 @@ from .errors import ClusterError, PipelineError, TrainingError
 from .files import read_json, write_text
 from .keyroles import identity
 from .preview import Preview
+from .speed import in_words, time_spent
 from .stage import Facts, Run, Stage
+from .terminal import flop_rate
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
 
@@ -95,25 +97,41 @@ def train_network(
     with run.terminal.progress(final_images, "images") as progress:
 
         def show(point: Point) -> None:
-            progress.update(point["images"], **{name: point[name] for name in ("loss",) if name in point})
+            losses = {name: point[name] for name in ("loss",) if name in point}
+            progress.update(point["images"], flop_rate(point["flop_per_s"]), **losses)
 
         with recorded(folder, run.config.cluster.timeout_s, show, run.terminal.line) as curve:
-            job = TrainJob(
-                recipe=recipe,
-                cache=run.config.data.cache,
-                order=run.config.data.order,
-                shard_cache=run.config.data.shard_cache,
-                threads=run.threads,
-                timeout_s=run.config.cluster.timeout_s,
-                index_folder=str(run.results["prepare"].folder),
-                folder=str(folder),
-                identity=identity,
-                curve=curve,
-                preview=preview,
-            )
+            job = job_of(run, folder, recipe, identity, curve, preview)
             _fit(job, run.config.cluster, run.joined, folder)
     _check_finite(folder)
-    return _keep_weights(folder, final_images)
+    facts = _keep_weights(folder, final_images)
+    if "flop_per_s" in facts:
+        run.terminal.line(in_words(facts))
+    return facts
+
+
+def job_of(
+    run: Run,
+    folder: Path,
+    recipe: Recipe,
+    identity: Mapping[str, Any],
+    curve: Any,  # an actor's handle, as in TrainJob
+    preview: Preview | None = None,
+) -> TrainJob:
+    """What every worker is told. curve: the actor that takes its points; the rest as in `train_network`."""
+    return TrainJob(
+        recipe=recipe,
+        cache=run.config.data.cache,
+        order=run.config.data.order,
+        shard_cache=run.config.data.shard_cache,
+        threads=run.threads,
+        timeout_s=run.config.cluster.timeout_s,
+        index_folder=str(run.results["prepare"].folder),
+        folder=str(folder),
+        identity=identity,
+        curve=curve,
+        preview=preview,
+    )
 
 
 def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -> None:
@@ -216,6 +234,7 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
         "images": images,
         "loss": next((point["loss"] for point in reversed(points) if "loss" in point), math.nan),
         "images_per_s": steady_images_per_s(points),
+        **{name: round(value, 4) for name, value in time_spent(steady(points)).items()},
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "weights_digest": weights_digest(weights),
         "averages": kept(folder / AVERAGES),
@@ -224,10 +243,14 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
 
 def steady_images_per_s(points: list[Point]) -> float:
     """Global training speed without the first point, which holds the warming up of processes and libraries."""
-    steady = points[1:] or points
-    images: float = sum(point["images_per_s"] * point["seconds"] for point in steady)
-    seconds: float = sum(point["seconds"] for point in steady)
+    images: float = sum(point["images_per_s"] * point["seconds"] for point in steady(points))
+    seconds: float = sum(point["seconds"] for point in steady(points))
     return round(images / seconds, 1)
+
+
+def steady(points: list[Point]) -> list[Point]:
+    """Without the first point, where there are others."""
+    return points[1:] or points
 
 
 def _explained(error: BaseException) -> PipelineError:

@@ -21,8 +21,10 @@ from ray import train as ray_train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from model import training_flops
+
 from .averages import AVERAGES, clear_after
-from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, images_of, newest_checkpoint
+from .checkpoint import CHECKPOINTS, CheckpointWriter, Snapshot, clear_unfinished, images_of, newest_checkpoint, restore
 from .curve import Gauges
 from .errors import DataError, TrainingError
 from .order import OrderConfig
@@ -30,6 +32,7 @@ from .preview import Preview, PreviewClient
 from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
+from .speed import Meter, StepTimer
 from .train_step import Batch, Recipe, TrainStep, share_of
 from .warm_start import read_start
 
@@ -53,7 +56,7 @@ class TrainJob:
     """Of the training; its checkpoints lie below."""
     identity: Mapping[str, Any]
     """All that decides the result, as JSON."""
-    curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
+    curve: Any  # handle of the actor that collects the training curve, if any; Ray gives handles no public type
     preview: Preview | None = None
     """What is drawn of each checkpoint; None: nothing."""
 
@@ -117,7 +120,7 @@ class Worker:
     def resume(self, checkpoint: str | None) -> None:
         """Goes back to this checkpoint, or begins: with random weights, or with those in the training's folder."""
         if checkpoint is not None:
-            self.state.load(Path(checkpoint), self.job.identity)
+            restore(self.state, Path(checkpoint), self.job.identity)
             if self.previews is not None:
                 self.previews.show(Path(checkpoint))  # a kill may have kept its picture from being drawn
         elif "warm_start" in self.job.identity:
@@ -130,9 +133,8 @@ class Worker:
 
         A loss that is not finite for too many steps in a row ends it.
         """
-        meter, every, saved_early = Meter(self.state.images_seen), _FIRST_LOOK_STEPS, False
-        for number, batch in enumerate(self._batches(), start=1):
-            self.step(batch)
+        meter, every, saved_early = self.meter(), _FIRST_LOOK_STEPS, False
+        for number in self.steps(meter):
             seen = self.state.images_seen
             last = seen >= self.final_images
             checkpoint_due = last or _passes(seen, self.config.batch_size, self.config.checkpoint_images)
@@ -152,6 +154,32 @@ class Worker:
         self.writer.close()
         if self.previews is not None:
             self.previews.close()
+
+    def meter(self) -> Meter:
+        """Begins to measure what the time goes into."""
+        recipe = self.job.recipe
+        flops = 0
+        if self.rank == 0:  # which writes the curve
+            by_operator = training_flops(recipe.objective, recipe.conditioning, self.config.augmentation)
+            flops = sum(by_operator.values())
+        return Meter(self.state.images_seen, StepTimer(self.device, self.step.network), flops, self.dtype)
+
+    def measured(self, meter: Meter) -> dict[str, float]:
+        """What the time went into since this was last asked, by each worker."""
+        waited_s, self.waited_s = self.waited_s, 0.0
+        return meter.take(self.state.images_seen, waited_s)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's matrix products."""
+        return torch.bfloat16 if self.step.precision == "bf16" else torch.float32
+
+    def steps(self, meter: Meter) -> Iterator[int]:
+        """Trains to the end. Yields after each step how many there have been, which the meter times."""
+        for number, batch in enumerate(self._batches(), start=1):
+            with meter.timer.step():
+                self.step(batch)
+            yield number
 
     def _batches(self) -> Iterator[Batch]:
         """This worker's share of each step. One is read ahead, by a thread."""
@@ -192,14 +220,14 @@ class Worker:
             images, labels = images.pin_memory(), labels.pin_memory()
         return Batch(position, images, labels)
 
-    def _log(self, meter: "Meter") -> tuple[float, bool]:
+    def _log(self, meter: Meter) -> tuple[float, bool]:
         """Sends off a point of the curve, averaged over steps and workers.
 
         -> seconds of a step, and whether to go on, both alike on every rank.
         """
         # counted, not computed from the rate: all ranks must come to the same number
         steps = max(1, (self.state.images_seen - meter.images_seen) // self.config.batch_size)
-        taken = meter.take(self.state.images_seen)
+        taken = self.measured(meter)
         figures = self.step.take_figures(taken["seconds"])
         skipped, _, most_in_a_row = self.state.skipped.tolist()
         self.state.skipped[2] = self.state.skipped[1]  # a row that ended before this point has been judged
@@ -212,20 +240,20 @@ class Worker:
                 "learning_rate": self.state.optimizer.param_groups[0]["lr"],
                 "skipped_steps": skipped,
                 **taken,
-                "data_wait_share": self.waited_s / taken["seconds"],
                 "worker_memory_bytes": peak_memory_bytes(self.device),
                 **({} if goes_on else {"not_finite": True}),
             }
             self.state.curve.append(point)
             self.gauges.set(point)
             self._wait_until_taken(self.job.curve.add.remote(point))
-        self.waited_s = 0.0
         return figures.seconds / steps, goes_on
 
     def _save(self) -> None:
         """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""
-        if self.rank == 0:
-            self.writer.save(self.state.snapshot(self.job.identity))
+        if self.rank == 0 or self.step.sharded:
+            snapshot = Snapshot.of(self.state, self.job.identity)
+            if self.rank == 0:
+                self.writer.save(snapshot)
 
     def _show(self, checkpoint: Path) -> None:
         """Has a checkpoint drawn; called by the thread that has written it."""
@@ -233,8 +261,9 @@ class Worker:
             self.previews.show(checkpoint)
 
     def _say(self, text: str) -> None:
-        """A line for the person at the terminal."""
-        self._wait_until_taken(self.job.curve.say.remote(text))
+        """A line for the person at the terminal, where there is one."""
+        if self.job.curve is not None:
+            self._wait_until_taken(self.job.curve.say.remote(text))
 
     def _wait_until_taken(self, reference: Any) -> None:
         """Returns once the curve's actor has what was sent. TrainingError where that takes too long."""
@@ -253,21 +282,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-class Meter:
-    """Wall clock of the whole loop between two points of the curve."""
-
-    def __init__(self, images_seen: int) -> None:
-        self.images_seen = images_seen
-        self.since = time.perf_counter()
-
-    def take(self, images_seen: int) -> dict[str, float]:
-        """Seconds since the last call, and images per second of all workers together in that time."""
-        now = time.perf_counter()
-        seconds, images = now - self.since, images_seen - self.images_seen
-        self.images_seen, self.since = images_seen, now
-        return {"seconds": seconds, "images_per_s": images / seconds}
 
 
 def _passes(images_seen: int, batch: int, every: int) -> bool:

@@ -6,19 +6,35 @@ a step never waits for the device; `take_figures` does.
 
 import hashlib
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
-from model import AUGMENT_NUMBERS, Conditioning, EMAs, Objective, Stream, normal, to_unit_range, uniforms, words
+from model import (
+    AUGMENT_NUMBERS,
+    Conditioning,
+    EMAs,
+    Objective,
+    Precision,
+    Stream,
+    autocast,
+    fast_precision,
+    normal,
+    set_float32,
+    to_unit_range,
+    uniforms,
+    words,
+)
 
-from .checkpoint import TrainState
 from .compiler import check_compiler
-from .config import TrainConfig
+from .parallel import replicate, shard, without_exchange
+from .train_config import TrainConfig
+from .train_state import TrainState
 
 _FIGURES = ("loss", "gradient_norm", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
 """Names of the means in each point of the curve, over the steps since the point before."""
@@ -58,65 +74,100 @@ class Figures(NamedTuple):
     """Mean over the workers."""
 
 
+class _Losses(NamedTuple):
+    """Of some images of a worker's share."""
+
+    each: Tensor
+    """Detached, float32 [n]."""
+    mean: Tensor
+    """Of those that the step goes by: weighed by the importance of their times."""
+    shares: Tensor
+    """Where in the path's time they lie, float64 [n] in [0, 1)."""
+    interval: Tensor | None
+    """int64 [n], for times that depend on the losses so far."""
+
+
 class TrainStep:
     """The network with all that changes while it is trained; calling it with a batch trains it one step further."""
 
     def __init__(self, recipe: Recipe, device: torch.device, world_size: int = 1) -> None:
         self.recipe, self.config, self.device, self.world_size = recipe, recipe.train, device, world_size
         self.spec = recipe.objective.spec
+        self.precision: Precision = fast_precision(device) if self.config.precision == "auto" else self.config.precision
+        set_float32(self.precision)
         torch.manual_seed(self.config.seed)  # initial weights are alike on every rank
         network = recipe.objective.build().to(device)
         self.codec = self.spec.codec.build().to(device)
+        self.sharded = world_size > 1 and self.config.parallel == "fsdp"
+        if self.sharded:
+            shard(network, device, world_size)
         self.parameters = list(network.parameters())  # to walk the modules at every step costs a millisecond
         optimizer = torch.optim.Adam(self.parameters, lr=0.0, fused=True)
         history = self.config.times.new_history()
         averages = EMAs(network, self.config.ema, *self.config.also_averaged)
         self.state = TrainState(network, optimizer, averages, history=history.to(device) if history else None)
         self.state.skipped = self.state.skipped.to(device)
-        self.network = self._parallel(network)
+        self.workers_network = network if world_size == 1 or self.sharded else replicate(network, device)
+        """With what the workers exchange."""
+        self.network, self._normal = self.workers_network, normal
+        if self.config.compile:
+            self._compile()
         self.taken_up = torch.zeros(2, len(_FIGURES), dtype=torch.float64, device=device)
         """For each of _FIGURES, weighted sum and sum of weights over the steps since the last point, of this worker."""
 
-    def _parallel(self, network: nn.Module) -> nn.Module:
-        if self.config.compile:
-            check_compiler("train.compile")
-            network = torch.compile(network)  # type: ignore[assignment]  # typed as a callable, is a module
-        if self.world_size == 1:
-            return network
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            static_graph=True,
-        )
-
     def __call__(self, batch: Batch) -> Tensor:
         """One optimizer step on the global batch, of which `batch` is this worker's share. -> its loss, detached."""
-        config, state, spec = self.config, self.state, self.spec
-        position, images = batch.position, batch.images
-        self._seed_dropout(position)
-        positions = torch.arange(position, position + len(images), device=self.device)
-        x0, augmented = self._prepared(images, positions)
-        shares = config.times.shares(config.seed, positions, config.batch_size)
-        times = config.times.times(spec.path, shares, state.history)
-        eps = normal(config.seed, Stream.NOISE, positions, spec.latent_shape)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        label = self.recipe.conditioning.training_label(labels, config.seed, positions)
-
-        with self._autocast():
-            losses = self.recipe.objective.losses(self.network, x0, times.t, eps, label, augmented)
-        loss = (losses * times.importance).mean()
+        state = self.state
         state.optimizer.zero_grad()
-        # DDP averages over workers, whose shares of the batch may differ by one image.
-        (loss * (len(images) * self.world_size / config.batch_size)).backward()
+        parts = list(self._parts(batch))
+        losses = []
+        for part in parts:
+            with without_exchange(self.workers_network) if part is not parts[-1] else nullcontext():
+                losses.append(self._backward(part))
         norm = self._update()
-        self._record(norm, losses.detach(), loss.detach(), shares)
-        if state.history is not None and times.interval is not None:
-            interval, seen = self._of_all_workers(times.interval), self._of_all_workers(losses.detach())
+        each = torch.cat([some.each for some in losses])
+        shares = [len(part.images) / len(batch.images) for part in parts]
+        loss = torch.stack([some.mean * share for some, share in zip(losses, shares, strict=True)]).sum()
+        self._record(norm, each, loss, torch.cat([some.shares for some in losses]))
+        if state.history is not None and losses[0].interval is not None:
+            interval = self._of_all_workers(torch.cat([some.interval for some in losses if some.interval is not None]))
+            seen = self._of_all_workers(each)
             usual = state.history.losses.mean(1)[interval]  # what is not finite tells nothing of its interval
             state.history.add(interval, torch.where(seen.isfinite(), seen, usual))
-        return loss.detach()
+        return loss
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """What is computed at once, one after the other: all, or so many images that memory holds them."""
+        size = self.config.microbatch_images or len(batch.images)
+        for first in range(0, len(batch.images), size):
+            images, labels = batch.images[first : first + size], batch.labels[first : first + size]
+            yield Batch(batch.position + first, images, labels)
+
+    def _backward(self, part: Batch) -> _Losses:
+        """Adds up what these images have to say to the gradients."""
+        config = self.config
+        self._seed_dropout(part.position)
+        positions = torch.arange(part.position, part.position + len(part.images), device=self.device)
+        x0, augmented = self._prepared(part.images, positions)
+        shares = config.times.shares(config.seed, positions, config.batch_size)
+        times = config.times.times(self.spec.path, shares, self.state.history)
+        labels = part.labels.to(self.device, non_blocking=True)
+        label = self.recipe.conditioning.training_label(labels, config.seed, positions)
+        eps = self._normal(config.seed, Stream.NOISE, positions, self.spec.latent_shape)
+        with autocast(self.device, self.precision):
+            losses = self.recipe.objective.losses(self.network, x0, times.t, eps, label, augmented)
+        mean = (losses * times.importance).mean()
+        # DDP averages over workers, whose shares of the batch may differ by one image.
+        (mean * (len(part.images) * self.world_size / config.batch_size)).backward()
+        return _Losses(losses.detach(), mean.detach(), shares, times.interval)
+
+    def _compile(self) -> None:
+        """For fixed shapes; as CUDA graphs where nobody else has a part in the pass and its gradients begin anew."""
+        check_compiler("train.compile")
+        graphs = self.device.type == "cuda" and self.world_size == 1 and self.config.microbatch_images is None
+        mode = "reduce-overhead" if graphs else "default"
+        self.network = torch.compile(self.workers_network, dynamic=False, mode=mode)  # type: ignore[assignment]  # is a module
+        self._normal = torch.compile(normal, dynamic=False)
 
     def _update(self) -> Tensor:
         """Takes the step that the gradients ask for, unless they are not finite. -> their norm before clipping.
@@ -127,6 +178,7 @@ class TrainStep:
         config, state = self.config, self.state
         limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = norm.isfinite()
         state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
         for group in state.optimizer.param_groups:
@@ -193,11 +245,6 @@ class TrainStep:
         gathered = [values.new_empty(longest) for _ in shares]
         torch.distributed.all_gather(gathered, nn.functional.pad(values, (0, longest - len(values))))
         return torch.cat([some[: len(share)] for some, share in zip(gathered, shares, strict=True)])
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self.config.precision
-        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def _seed_dropout(self, position: int) -> None:
         """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""

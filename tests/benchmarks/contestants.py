@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPLinear, to_unit_range
-from pipeline.config import TrainConfig
+from pipeline.train_config import TrainConfig
 from pipeline.train_step import Batch, Recipe, TrainStep
 from records import cpuinfo
 

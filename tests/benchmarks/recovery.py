@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import CheckpointWriter
+from pipeline.checkpoint import CheckpointWriter, Snapshot
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.curve import read_curve
@@ -154,7 +154,7 @@ def measure_checkpoint() -> dict[str, float]:
         for number in range(3):
             state.images_seen = number + 1
             began = time.perf_counter()
-            writer.save(state.snapshot({}))
+            writer.save(Snapshot.of(state, {}))
             waits.append(time.perf_counter() - began)
             writer.wait()
             wholes.append(time.perf_counter() - began)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.embedding import TimeEmbedding
+from model.ncsnpp import Condition
+
 from .small_networks import IMAGE_SIZE, KINDS, SMALL, awake, every_gradient, shape_of, told
 
 CLASSES = 3
@@ -129,6 +132,19 @@ def test_late_steps_are_told_apart_under_autocast(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = difference()
     assert (rounded - exact).norm() < 0.3 * exact.norm()
+
+
+@each_network
+def test_time_embedding_is_float32_under_autocast(name: str) -> None:
+    network, x, t = built(name, classes=0), images(2), torch.tensor([3.0, 900.0])
+    (embedding,) = [module for module in network.modules() if isinstance(module, (TimeEmbedding, Condition))]
+    found: list[Tensor] = []
+    embedding.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    label = told(SMALL[name], 0, torch.tensor([0, 1]))
+    network(x, t, label)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(x, t, label)
+    assert torch.equal(*found)
 
 
 @each_network

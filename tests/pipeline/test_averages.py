@@ -16,7 +16,8 @@ from torch import Tensor
 from model import NO_GUIDANCE, EMAs, PowerFunctionEMA, Snapshot
 from model.ema import gamma_of
 from pipeline.averages import AVERAGES, LARGE_ERROR, PostHocAverage, clear_after, keep, kept
-from pipeline.checkpoint import CHECKPOINTS, SPEC, WEIGHTS, CheckpointWriter, newest_checkpoint, weights_digest
+from pipeline.checkpoint import CHECKPOINTS, SPEC, WEIGHTS, CheckpointWriter, newest_checkpoint, restore, weights_digest
+from pipeline.checkpoint import Snapshot as CheckpointSnapshot
 from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig, Config
 from pipeline.curve import CURVE
@@ -72,7 +73,7 @@ class Training:
         self.step = TrainStep(recipe_of(config_of(folder, averages)), torch.device("cpu"))
         self.writer = CheckpointWriter(folder / CHECKPOINTS, keep=1, timeout_s=60, tell=self.told.append)
         if newest := newest_checkpoint(folder):
-            self.step.state.load(newest, {})
+            restore(self.step.state, newest, {})
         self.between = EMAs(self.step.state.network, PowerFunctionEMA(sigma_rel=BETWEEN))
         self.walk: list[Tensor] = []
 
@@ -85,7 +86,7 @@ class Training:
             self.between.update(self.step.parameters, state.images_seen, BATCH)
             self.walk.append(flat(dict(self.step.state.network.named_parameters())))
             if state.images_seen % (BATCH * EVERY) == 0:
-                self.writer.save(state.snapshot({}))
+                self.writer.save(CheckpointSnapshot.of(state, {}))
         self.writer.wait()
         return self
 

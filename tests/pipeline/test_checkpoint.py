@@ -22,14 +22,16 @@ from pipeline.checkpoint import (
     NETWORK,
     OPTIMIZER,
     CheckpointWriter,
-    TrainState,
+    Snapshot,
     clear_unfinished,
     newest_checkpoint,
+    restore,
     retain,
     verified_manifest,
     weights_digest,
 )
 from pipeline.errors import TrainingError
+from pipeline.train_state import TrainState
 
 IDENTITY = {"train": {"learning_rate": 0.1}, "data": "d"}
 
@@ -55,7 +57,7 @@ def saved(folder: Path, images: int, state: TrainState | None = None, loss: floa
     state = state or new_state()
     state.images_seen = images
     state.curve = [{"images": images, "loss": loss}]
-    return state.snapshot(IDENTITY).write(folder)
+    return Snapshot.of(state, IDENTITY).write(folder)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -72,7 +74,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     state.skipped = torch.tensor([5, 1, 3])
     path = saved(tmp_path, 8, state)
     other = new_state(seed=1)
-    other.load(path, IDENTITY)
+    restore(other, path, IDENTITY)
     assert (other.images_seen, other.curve, other.skipped.tolist()) == (8, state.curve, [5, 1, 3])
     assert weights_digest(other.network.state_dict()) == weights_digest(state.network.state_dict())
     assert all(
@@ -87,12 +89,12 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_snapshot_stays_as_it_was_while_training_goes_on(tmp_path: Path) -> None:
     state = stepped(new_state())
-    before, snapshot = weights_digest(state.network.state_dict()), state.snapshot(IDENTITY)
+    before, snapshot = weights_digest(state.network.state_dict()), Snapshot.of(state, IDENTITY)
     stepped(state)
     state.curve.append({"images": 8, "loss": 0.0})
     path = snapshot.write(tmp_path)
     other = new_state(seed=1)
-    other.load(path, IDENTITY)
+    restore(other, path, IDENTITY)
     assert weights_digest(other.network.state_dict()) == before != weights_digest(state.network.state_dict())
     assert (other.images_seen, other.curve) == (4, [])
 
@@ -102,7 +104,7 @@ def test_losses_that_the_times_depend_on_come_back_too(tmp_path: Path) -> None:
     state.history, other.history = LossHistory(4, 3), LossHistory(4, 3)
     state.history.add(torch.tensor([0, 2, 2, 3]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
     path = saved(tmp_path, 7, state)
-    other.load(path, IDENTITY)
+    restore(other, path, IDENTITY)
     assert torch.equal(other.history.losses, state.history.losses)
     assert other.history.counts.tolist() == [1, 0, 2, 1]
     (path / HISTORY).write_bytes(b"")
@@ -115,7 +117,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tm
     changed = {"train": {"learning_rate": 0.2}, "data": "d", "path": "p"}
     says = r"another configuration \(path: absent there, p here; train.learning_rate: 0.1 there, 0.2 here\); move"
     with pytest.raises(TrainingError, match=says):
-        new_state().load(path, changed)
+        restore(new_state(), path, changed)
 
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_damaged_checkpoints_that_are_newer_push_no_whole_one_out(tmp_path: Path
     state = new_state()
     for images in (140, 150):
         state.images_seen, state.curve = images, [{"images": images, "loss": 0.5}]
-        writer.save(state.snapshot(IDENTITY))
+        writer.save(Snapshot.of(state, IDENTITY))
     writer.close()
     assert newest_checkpoint(tmp_path) == tmp_path / CHECKPOINTS / "images-000000000150"
 
@@ -187,14 +189,14 @@ def test_a_disk_that_is_full_is_told_of_and_the_next_checkpoint_tried(tmp_path: 
         state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
         network(torch.ones(1, 40)).sum().backward()
         state.optimizer.step()
-        writer.save(state.snapshot(IDENTITY))
+        writer.save(Snapshot.of(state, IDENTITY))
         writer.wait()
         assert "No space left on device" in told[0]
         assert "training goes on and tries again" in told[0]
         assert not list(tmp_path.iterdir())
         small = new_state()
         small.images_seen = 7
-        writer.save(small.snapshot(IDENTITY))
+        writer.save(Snapshot.of(small, IDENTITY))
         writer.close()
         assert verified_manifest(tmp_path / "images-000000000007")["images_seen"] == 7
     finally:
@@ -206,7 +208,8 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from model import EMAs, ExponentialEMA
-from pipeline.checkpoint import TrainState
+from pipeline.checkpoint import Snapshot
+from pipeline.train_state import TrainState
 network = nn.Linear(1000, 1000)
 state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
 network(torch.ones(1, 1000)).sum().backward()
@@ -214,7 +217,7 @@ state.optimizer.step()
 print("ready", flush=True)
 while True:
     state.images_seen += 1
-    state.snapshot({}).write(Path(sys.argv[1]))
+    Snapshot.of(state, {}).write(Path(sys.argv[1]))
 """
 
 
@@ -239,7 +242,7 @@ def test_saving_returns_before_the_storage_has_the_checkpoint(tmp_path: Path, mo
     monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
     writer = CheckpointWriter(tmp_path, keep=2, timeout_s=60, tell=print)
     state = stepped(new_state())
-    writer.save(state.snapshot(IDENTITY))
+    writer.save(Snapshot.of(state, IDENTITY))
     assert not list(tmp_path.glob("images-*"))
     stepped(state)
     gate.set()
@@ -254,10 +257,10 @@ def test_a_storage_that_takes_too_long_ends_the_training_with_its_name_and_the_k
     monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
     writer = CheckpointWriter(tmp_path, keep=2, timeout_s=0.2, tell=print)
     state = stepped(new_state())
-    writer.save(state.snapshot(IDENTITY))
+    writer.save(Snapshot.of(state, IDENTITY))
     says = rf"{tmp_path}: a checkpoint has been waited for 0.2 s \(cluster.timeout_s\); is the storage alive"
     with pytest.raises(TrainingError, match=says):
-        writer.save(state.snapshot(IDENTITY))
+        writer.save(Snapshot.of(state, IDENTITY))
     gate.set()
 
 
@@ -267,19 +270,19 @@ def test_a_storage_that_refuses_does_not_stop_the_training_until_it_has_often(tm
     writer = CheckpointWriter(folder, keep=2, timeout_s=60, tell=told.append, refusals=3)
     state = new_state()
     for _ in range(2):
-        writer.save(stepped(state).snapshot(IDENTITY))
+        writer.save(Snapshot.of(stepped(state), IDENTITY))
     writer.wait()
     assert len(told) == 2
     assert all("checkpoint not written" in line and "training goes on and tries again" in line for line in told)
     folder.unlink()
-    writer.save(stepped(state).snapshot(IDENTITY))
+    writer.save(Snapshot.of(stepped(state), IDENTITY))
     writer.wait()
     assert newest_checkpoint(tmp_path) == folder / "images-000000000012"
     (folder / "images-000000000012").rename(tmp_path / "kept")
     folder.rmdir()
     folder.write_text("again")
     for _ in range(3):
-        writer.save(stepped(state).snapshot(IDENTITY))
+        writer.save(Snapshot.of(stepped(state), IDENTITY))
     with pytest.raises(TrainingError, match=r"3 checkpoints in a row could not be written .*; earlier ones are kept"):
         writer.wait()
 
@@ -288,7 +291,7 @@ def test_the_last_checkpoint_of_a_training_must_be_written(tmp_path: Path) -> No
     folder = tmp_path / CHECKPOINTS
     folder.write_text("a file where the folder should be")
     writer = CheckpointWriter(folder, keep=2, timeout_s=60, tell=print)
-    writer.save(stepped(new_state()).snapshot(IDENTITY))
+    writer.save(Snapshot.of(stepped(new_state()), IDENTITY))
     with pytest.raises(TrainingError, match="1 checkpoints in a row could not be written"):
         writer.close()
 

@@ -69,6 +69,9 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     assert all(np.isfinite(value) for value in scores.values())  # type: ignore[attr-defined]
     assert set(summary["seconds"]) == {"prepare", "train", "sample", "evaluate", "register"}  # type: ignore[call-overload]
     assert summary["train_images_per_s"] > 0  # type: ignore[operator]
+    assert 0 < summary["train_matmul_fraction"] < 1  # type: ignore[operator]
+    assert sum(summary["train_time"].values()) == pytest.approx(1, abs=1e-3)  # type: ignore[attr-defined]
+    assert summary["train_time"]["communication"] > 0  # type: ignore[index]
     assert summary["sample_images_per_s"] > 0  # type: ignore[operator]
     assert summary["protocol"]["reference"]["images"] == 1_437  # type: ignore[index]
     assert summary["network_evaluations"] == 25
@@ -82,6 +85,7 @@ def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Un
     for stage in ("prepare", "train", "sample", "evaluate", "register", "total"):
         assert any(line.startswith(stage) for line in lines), stage
     assert "\x1b" not in finished.stdout
+    assert sum("% of the matmul rate" in line for line in lines) == 2  # after the training, and at the end
     assert not [line for line in lines if "INFO" in line or "WARN" in line or "(pid=" in line]
 
 
@@ -122,6 +126,8 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     curve = client.get_metric_history(tracked.info.run_id, "loss")
     assert [point.step for point in curve] == [800 * number for number in range(1, 13)]
     assert curve[-1].value < curve[0].value / 2
+    for name in ("compute_share", "flop_per_s", "matmul_fraction"):
+        assert len(client.get_metric_history(tracked.info.run_id, name)) == 12
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
     assert {"pictures/samples.png", "pictures/denoising.png", "pictures/loss.png"} <= pictures

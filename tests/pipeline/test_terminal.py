@@ -16,6 +16,8 @@ from pipeline.terminal import (
     Terminal,
     count,
     duration,
+    flop_rate,
+    flops,
     print_error,
     quiet_libraries,
     rate,
@@ -81,6 +83,24 @@ def test_counts_and_rates_carry_their_unit() -> None:
     assert count(12_345, "images") == "12,345 images"
     assert rate(1_234.5, "images") == "1,234 images/s"
     assert rate(3.14159, "images") == "3.14 images/s"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 FLOP"), (999, "999 FLOP"), (24_506_368, "24.5 MFLOP"), (1.5e9, "1.5 GFLOP"), (9.9999e14, "1 PFLOP")],
+)
+def test_operations_are_told_in_three_digits(number: float, words: str) -> None:
+    assert flops(number) == words
+    assert flop_rate(number) == f"{words}/s"
+
+
+def test_a_remark_comes_last_where_a_narrow_terminal_cuts() -> None:
+    log = Log()
+    with log.terminal.progress(1_000, "images") as progress:
+        for second in range(11):
+            log.clock.now_s = second
+            progress.update(second * 20, "41.2 GFLOP/s", loss=0.034217)
+    assert log.lines == ["  200 of 1,000 images, loss 0.03422, 20 images/s, 40 s left, 41.2 GFLOP/s"]
 
 
 def test_a_stage_has_a_heading_and_ends_with_its_seconds_and_figure() -> None:

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from model import EMAs, ExponentialEMA
-from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, TrainState
-from pipeline.config import TrainConfig
+from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, Snapshot
 from pipeline.curve import CURVE
 from pipeline.errors import DataError, TrainingError
+from pipeline.speed import SHARES
 from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights, steady_images_per_s
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState
 from pipeline.train_step import flip, learning_rate
+
+from .trainings import POINT
 
 
 class WorkerGroupError(Exception):
@@ -56,6 +60,17 @@ def test_the_average_of_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / WEIGHTS).exists()
 
 
+def test_what_the_time_went_into_is_kept_where_the_curve_says_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 128)
+    old = {"images": 32, "loss": 0.5, "images_per_s": 10.0, "seconds": 2.0, "data_wait_share": 0.1}
+    write_curve(tmp_path, old, old | {"images": 64})
+    assert "flop_per_s" not in _keep_weights(tmp_path, 128)  # of a training by earlier code
+    write_curve(tmp_path, old, POINT | {"images": 96, "loss": 0.5}, POINT | {"images": 128, "loss": 0.5})
+    facts = _keep_weights(tmp_path, 128)
+    assert (facts["flop_per_s"], facts["matmul_fraction"], facts["data_share"]) == (41.23e9, 0.321, 0.0)
+    assert sum(facts[f"{name}_share"] for name in SHARES) == pytest.approx(1)
+
+
 def test_a_training_whose_last_point_has_no_finite_loss_is_finished_all_the_same(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 128)
     write_curve(
@@ -69,9 +84,8 @@ def test_a_training_whose_last_point_has_no_finite_loss_is_finished_all_the_same
 def save_checkpoint(folder: Path, images: int) -> None:
     network = nn.Linear(3, 2)
     averages = EMAs(network, ExponentialEMA())
-    TrainState(network, torch.optim.Adam(network.parameters()), averages, images).snapshot({}).write(
-        folder / CHECKPOINTS
-    )
+    state = TrainState(network, torch.optim.Adam(network.parameters()), averages, images)
+    Snapshot.of(state, {}).write(folder / CHECKPOINTS)
 
 
 def test_a_refusal_on_any_rank_is_told_rather_than_what_the_others_saw_of_it() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.__main__ import main
-from pipeline.checkpoint import CHECKPOINTS, weights_digest
+from pipeline.checkpoint import CHECKPOINTS, Snapshot, weights_digest
 from pipeline.config import Config
 from pipeline.configfile import dump, load
 from pipeline.errors import ConfigError, TrackingError, TrainingError
@@ -123,7 +123,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_not_from_the_source(
     undisturbed = new_worker(tmp_path, new_run(home, source))
     undisturbed.resume(None)
     train(undisturbed, 2)
-    undisturbed.state.snapshot(undisturbed.job.identity).write(tmp_path / CHECKPOINTS)
+    Snapshot.of(undisturbed.state, undisturbed.job.identity).write(tmp_path / CHECKPOINTS)
     train(undisturbed, 2)
 
     resumed = new_worker(tmp_path, new_run(home, source))
@@ -137,7 +137,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_not_from_the_source(
 def test_a_checkpoint_of_another_start_is_refused(home: Path, source: Path, tmp_path: Path) -> None:
     cold = new_worker(tmp_path, new_run(home))
     train(cold, 1)
-    cold.state.snapshot(cold.job.identity).write(tmp_path / CHECKPOINTS)
+    Snapshot.of(cold.state, cold.job.identity).write(tmp_path / CHECKPOINTS)
     warm = new_worker(tmp_path, new_run(home, source))
     with pytest.raises(TrainingError, match=r"belongs to another configuration \(warm_start: absent there, [0-9a-f]+"):
         warm.resume(warm.newest_checkpoint())

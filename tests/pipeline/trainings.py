@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from pipeline.prepare import Prepare
 from pipeline.preview import Preview
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train, _keep_weights, recipe_of
-from pipeline.train_loop import TrainJob, Worker
+from pipeline.train import Train, _keep_weights, job_of, recipe_of
+from pipeline.train_loop import Worker
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -35,6 +36,17 @@ TINY: dict[str, Any] = {
     "register": {"model_name": "tiny"},
 }
 """Of a run file, what is left are `train` and `sample`."""
+POINT = {
+    "seconds": 2.0,
+    "images_per_s": 100.0,
+    "flop_per_s": 41.23e9,
+    "matmul_fraction": 0.321,
+    "compute_share": 0.91,
+    "communication_share": 0.06,
+    "data_share": 0.0,
+    "other_share": 0.03,
+}
+"""What a point of the curve says of the time."""
 
 
 def prepared(settings: dict[str, Any], output: Path, cluster: Cluster | None, **train: Any) -> Run:
@@ -72,20 +84,8 @@ def worker_of(
 
     folder: where it trains. curve: the actor that takes its points; None: it has none to give.
     """
-    job = TrainJob(
-        recipe=recipe_of(run.config),
-        cache=run.config.data.cache,
-        order=run.config.data.order,
-        shard_cache=run.config.data.shard_cache,
-        threads=1,
-        timeout_s=timeout_s,
-        index_folder=str(run.results["prepare"].folder),
-        folder=str(folder),
-        identity=Train().identity(run),
-        curve=curve,
-        preview=preview,
-    )
-    return Worker(job, torch.device("cpu"))
+    job = job_of(run, folder, recipe_of(run.config), Train().identity(run), curve, preview)
+    return Worker(replace(job, threads=1, timeout_s=timeout_s), torch.device("cpu"))
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
