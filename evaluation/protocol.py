@@ -42,6 +42,10 @@ class Protocol(Record):
     """The sampler's configuration."""
     guidance: dict[str, JsonValue]
     """The guidance's configuration."""
+    precision: str
+    """Arithmetic of the network: fp32, tf32 or bf16."""
+    compile: bool
+    """Whether the network was compiled, which rounds in another order."""
     codec_digest: str
     """Digest of what decoded the images from what the path acts on."""
     extractor: ExtractorIdentity

@@ -25,6 +25,7 @@ from .editing import (
     strength_time,
 )
 from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
+from .execution import EAGER, Execution
 from .flops import training_flops
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
@@ -67,6 +68,7 @@ __all__ = [
     "AUGMENT_LABELS",
     "AUGMENT_NUMBERS",
     "DDIM",
+    "EAGER",
     "EMA",
     "NO_GUIDANCE",
     "RK45",
@@ -95,6 +97,7 @@ __all__ = [
     "EMAs",
     "Eps",
     "Euler",
+    "Execution",
     "ExponentialEMA",
     "FixedVariance",
     "GaussianPath",

@@ -15,6 +15,7 @@ from model import (
     Codec,
     Conditioning,
     Eps,
+    Execution,
     FixedVariance,
     Guidance,
     IdentityCodec,
@@ -24,6 +25,7 @@ from model import (
     Network,
     NoGuidance,
     PowerFunctionEMA,
+    Precision,
     Record,
     Sampler,
     Target,
@@ -51,10 +53,21 @@ class SampleConfig(Record):
     """How noise becomes an image."""
     guidance: Guidance = NoGuidance()
     """How strongly the class of an image is followed."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; x_t and all that the sampler computes stay float32. fp32: on every device; tf32: on
+    GPUs, factors of products rounded to 10 bits; bf16: autocast. Part of the protocol."""
+    compile: bool = False
+    """Compile the network with torch.compile, for chunks of this size, on GPUs as CUDA graphs; needs a C++ compiler.
+    Part of the protocol, since it rounds in another order."""
     sigma_rel: float | None = Field(None, gt=0, le=WIDEST_SIGMA_REL)
     """Draw from the power-function average of this relative width; null: from the average of train.ema. It is made
     after the training, of the power-function averages among train.ema and train.also_averaged as they were at each
     checkpoint; keep two, of widths 0.05 and 0.1 (Karras et al. 2024, section 3.2)."""
+
+    @property
+    def execution(self) -> Execution:
+        """How the network is executed."""
+        return Execution(precision=self.precision, compile=self.compile)
 
 
 class EvaluateConfig(Record):

@@ -1,13 +1,13 @@
 """What drawing needs on actors and at once: how often the network was asked, and how images emerge from noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model import Guidance, Sampler, TrainedModel, trajectory
+from model import State, TrainedModel
 
 STRIP_FRAMES = 9
 
@@ -32,11 +32,11 @@ def images_counted(network: nn.Module, on_count: Callable[[int], None] = lambda 
         hook.remove()
 
 
-def strip(
-    model: TrainedModel, sampler: Sampler, seeds: Tensor, label: Tensor | None, guidance: Guidance
-) -> tuple[NDArray[np.uint8], list[float]]:
-    """The images at evenly spaced steps of their way, noise first: frames uint8 [S, N, H, W, C], and the S times."""
-    states = list(trajectory(model, sampler, seeds, label, guidance))
+def strip(model: TrainedModel, way: Iterable[State]) -> tuple[NDArray[np.uint8], list[float]]:
+    """Images at evenly spaced states of their way, the first and the last included: frames uint8 [S, N, H, W, C], and
+    the S times.
+    """
+    states = list(way)
     shown = np.unique(np.linspace(0, len(states) - 1, STRIP_FRAMES).round().astype(int))
     frames = np.stack([model.pictures(states[number].x).cpu().numpy() for number in shown])
     return frames, [states[number].t for number in shown]

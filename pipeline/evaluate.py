@@ -264,6 +264,8 @@ def _score(run: Run, work: Work, folder: Path) -> Facts:
         chunk_images=run.config.sample.chunk_images,
         sampler=run.config.sample.sampler.model_dump(mode="json"),
         guidance=run.config.sample.guidance.model_dump(mode="json"),
+        precision=run.config.sample.precision,
+        compile=run.config.sample.compile,
         codec_digest=spec.codec.digest,
         extractor=extractor,
         reference=Reference(

@@ -21,6 +21,7 @@ from model import (
     interpolate_seeds,
     invertible,
     reconstruct,
+    trajectory,
 )
 
 from .drawing import STRIP_FRAMES, images_counted, strip
@@ -209,7 +210,8 @@ def _draw_seeds(job: _Job) -> Answer:
 def _draw_strip(job: _Job) -> Answer:
     request, stored = job.request, job.stored
     seeds = job.tensor(list(request.seeds))
-    frames, times = strip(stored.model, job.sampler, seeds, job.labels(len(seeds)), stored.guidance)
+    states = trajectory(stored.model, job.sampler, seeds, job.labels(len(seeds)), stored.guidance)
+    frames, times = strip(stored.model, states)
     denoising_strip(frames, times, request.into)
     return Answer(len(seeds), job.sampler.kind)
 

@@ -21,7 +21,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from model import ClassifierGuidance, Guidance, ModelSpec, NoGuidance, Sampler, generate
+from model import ClassifierGuidance, Execution, Guidance, ModelSpec, NoGuidance, Sampler, generate
 
 from .checkpoint import AVERAGE, images_of
 from .config import Config
@@ -42,6 +42,7 @@ class Preview:
     spec: ModelSpec
     sampler: Sampler
     guidance: Guidance
+    execution: Execution
     seeds: range
     """One for each image."""
     threads: int
@@ -57,7 +58,8 @@ class Preview:
             return None
         guidance = NoGuidance() if isinstance(sample.guidance, ClassifierGuidance) else sample.guidance
         seeds = range(sample.seed, sample.seed + images)
-        return cls(config.spec, sample.sampler, guidance, seeds, config.cluster.cpus_per_worker)
+        execution = Execution(precision=sample.precision)  # compiling takes longer than so few images
+        return cls(config.spec, sample.sampler, guidance, execution, seeds, config.cluster.cpus_per_worker)
 
     def draw(self, checkpoint: Path, device: torch.device) -> None:
         """Makes the picture of this checkpoint, whole or absent.
@@ -70,7 +72,7 @@ class Preview:
             raise FileNotFoundError(_GONE)
         torch.set_num_threads(self.threads)
         try:
-            model = assembled(self.spec, self.guidance, checkpoint / AVERAGE, None, device)
+            model = assembled(self.spec, self.guidance, checkpoint / AVERAGE, None, device, self.execution)
         except ConfigError:
             if checkpoint.is_dir():
                 raise

@@ -2,7 +2,7 @@
 
 Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch of B, the last one too, whose surplus
 is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole
-or absent, and says how often the network was called for it.
+or absent, and says how often the network was called for it. Beside the first lies how its first images emerged.
 """
 
 import time
@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from model import generate
+from model import State, trajectory
 
 from .checkpoint import weights_digest
+from .compiler import check_compiler
 from .config import SampleConfig
 from .drawing import images_counted, strip
 from .errors import DataError, TrainingError
-from .fan_out import actor_pool, awaited, fan_out
+from .fan_out import actor_pool, fan_out
 from .files import read_arrays, write_arrays
 from .keyroles import identity
 from .stage import Facts, Run, Stage
@@ -52,10 +53,9 @@ class Sample(Stage):
         folders, average, trained = ModelFolders.of(run), posthoc_average(run), run.results["train"].facts
         chunks = Chunks(folder, config, device)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
-        needs_strip = not (folder / STRIP).exists()
         to_draw = sum(chunks.images_of(chunk) for chunk in missing)
         drawn, seconds = config.images - to_draw, 0.0
-        processes = min(run.processes, max(len(missing), int(needs_strip)))
+        processes = min(run.processes, len(missing))
         timeout_s = run.config.cluster.task_timeout_s
         with (
             run.terminal.progress(config.images, "images") as progress,
@@ -67,9 +67,6 @@ class Sample(Stage):
                 drawn += chunks.images_of(chunk)
                 progress.update(drawn)
             seconds = time.perf_counter() - start
-            if needs_strip:
-                strip_drawn = actors[0].draw_strip.remote(folder / STRIP)
-                awaited(strip_drawn, "sample: the denoising strip has not been drawn", timeout_s)
         return {
             "images": config.images,
             "network_evaluations": chunks.network_evaluations(),
@@ -107,6 +104,11 @@ class Chunks:
         """Where the chunk's file is, or is to be."""
         return self.folder / f"chunk-{chunk:06d}-{self.device_type}.npz"
 
+    @property
+    def strip(self) -> Path:
+        """Where the denoising strip of the first images is, or is to be: frames uint8 [S, N, H, W, C], their times."""
+        return self.folder / STRIP
+
     def seeds(self, chunk: int) -> NDArray[np.int64]:
         """Seeds of the whole chunk. -> int64 [chunk_images]."""
         start = self.config.seed + chunk * self.config.chunk_images
@@ -132,13 +134,13 @@ class Chunks:
         return f"remove {self.folder / 'done.json'}, and the same command draws anew what is missing or damaged"
 
     def is_whole(self, chunk: int) -> bool:
-        """Whether the chunk is there; a damaged file is removed, to be drawn again."""
+        """Whether the chunk is there, the first with its strip; a damaged file is removed, to be drawn again."""
         try:
             self.read(chunk)
         except DataError:
             self.path(chunk).unlink(missing_ok=True)
             return False
-        return True
+        return chunk > 0 or self.strip.exists()
 
     def read_all(self, images: int) -> NDArray[np.uint8]:
         """The first `images` images of the set. -> uint8 [images, H, W, C]."""
@@ -157,21 +159,29 @@ class Drawer:
 
     def __init__(self, folders: ModelFolders, chunks: Chunks, threads: int) -> None:
         torch.set_num_threads(threads)
+        if chunks.config.compile:
+            check_compiler("sample.compile")
         self.chunks = chunks
         self.sampler, self.guidance = chunks.config.sampler, chunks.config.guidance
         self.device = torch.device(chunks.device_type)
-        self.model = folders.load(self.guidance, self.device)
+        self.model = folders.load(self.guidance, self.device, chunks.config.execution)
 
     def ready(self) -> None:
         """Returns once the weights are loaded."""
 
     def draw(self, chunk: int) -> None:
-        """Draws and writes one chunk."""
-        seeds = self.chunks.seeds(chunk)
+        """Draws and writes one chunk; the strip before the first, which is whole only with it."""
+        seeds, way = self.chunks.seeds(chunk), list[State]()
+        seeds_there = torch.from_numpy(seeds).to(self.device)
         try:
             with images_counted(self.model.network) as count:
-                seeds_there = torch.from_numpy(seeds).to(self.device)
-                images = generate(self.model, self.sampler, seeds_there, guidance=self.guidance)
+                for state in trajectory(self.model, self.sampler, seeds_there, guidance=self.guidance):
+                    if chunk == 0:
+                        way.append(State(state.t, state.x[:_STRIP_IMAGES].clone()))
+            images = self.model.pictures(state.x)
+            if way:
+                frames, times = strip(self.model, way)
+                write_arrays(self.chunks.strip, frames=frames, times=np.array(times))
         except FloatingPointError as error:
             raise TrainingError(
                 f"sample: seeds from {seeds[0]}: {error}; lower train.learning_rate, set sample.sampler.clip "
@@ -184,9 +194,3 @@ class Drawer:
             seeds=seeds[:kept],
             network_evaluations=np.array(count() / len(seeds)),
         )
-
-    def draw_strip(self, path: Path) -> None:
-        """Writes x_t of the first few images at evenly spaced steps: frames uint8 [S, N, H, W, C], their times [S]."""
-        seeds = torch.from_numpy(self.chunks.seeds(0)[:_STRIP_IMAGES]).to(self.device)
-        frames, times = strip(self.model, self.sampler, seeds, None, self.guidance)
-        write_arrays(path, frames=frames, times=np.array(times))

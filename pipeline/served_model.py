@@ -45,8 +45,9 @@ class ServedModel(PythonModel):
                 channels, image_size, _ = self._spec.latent_shape
                 classifier = self._guidance.classifier.build(image_size, channels)
                 classifier = _with_weights(classifier, context.artifacts["classifier"], self._device)
+        execution = package.Execution(precision=described["precision"])
         network = _with_weights(network, context.artifacts["weights"], self._device)
-        self._model = package.TrainedModel(self._spec, network, classifier, self._spec.codec.build())
+        self._model = package.TrainedModel(self._spec, execution.of(network), classifier, self._spec.codec.build())
 
     def predict(
         self,

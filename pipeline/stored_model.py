@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import (
+    EAGER,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    Execution,
     Guidance,
     LearnedRange,
     ModelSpec,
     NoGuidance,
+    Precision,
     Record,
     RePaint,
     Sampler,
@@ -49,6 +52,8 @@ class Description(Record):
     """How noise becomes an image."""
     guidance: Guidance = NoGuidance()
     """How strongly the class of an image is followed."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network, the one that it was scored in."""
     labels_withheld: bool = False
     """Whether the network has learned to do without a class, as classifier_free guidance asks of it."""
     inpaint: RePaint = RePaint()
@@ -100,7 +105,8 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
         classifier = None
         if isinstance(described.guidance, ClassifierGuidance):
             classifier = _placed(files.description, files.classifier, described.classifier, "classifier")
-        model = assembled(described.spec, described.guidance, weights, classifier, where)
+        execution = Execution(precision=described.precision)
+        model = assembled(described.spec, described.guidance, weights, classifier, where, execution)
     shown = name if name.startswith("models:") else Path(name).resolve().name
     asked = any(override.startswith("sampler") for override in overrides)
     return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
@@ -129,7 +135,12 @@ def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple
 
 
 def assembled(
-    spec: ModelSpec, guidance: Guidance, weights: Path, classifier: Path | None, device: torch.device
+    spec: ModelSpec,
+    guidance: Guidance,
+    weights: Path,
+    classifier: Path | None,
+    device: torch.device,
+    execution: Execution = EAGER,
 ) -> TrainedModel:
     """The model of these files, with all that the guidance needs. ConfigError where the weights are another's."""
     network, guide = _filled(spec.build, weights, device), None
@@ -137,7 +148,7 @@ def assembled(
         assert classifier is not None
         channels, image_size, _ = spec.latent_shape
         guide = _filled(lambda: guidance.classifier.build(image_size, channels), classifier, device)
-    return TrainedModel(spec, network, guide, spec.codec.build().to(device))
+    return TrainedModel(spec, execution.of(network), guide, spec.codec.build().to(device))
 
 
 def _device(device: str) -> torch.device:

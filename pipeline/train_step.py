@@ -6,9 +6,6 @@ a step never waits for the device; `take_figures` does.
 
 import hashlib
 import math
-import os
-import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,7 +31,7 @@ from model import (
     words,
 )
 
-from .errors import TrainingError
+from .compiler import check_compiler
 from .parallel import replicate, shard, without_exchange
 from .train_config import TrainConfig
 from .train_state import TrainState
@@ -167,7 +164,7 @@ class TrainStep:
 
     def _compile(self) -> None:
         """For fixed shapes; as CUDA graphs where nobody else has a part in the pass and its gradients begin anew."""
-        check_compiler()
+        check_compiler("train.compile")
         graphs = self.device.type == "cuda" and self.world_size == 1 and self.config.microbatch_images is None
         mode = "reduce-overhead" if graphs else "default"
         self.network = torch.compile(self.workers_network, dynamic=False, mode=mode)  # type: ignore[assignment]  # is a module
@@ -254,16 +251,6 @@ class TrainStep:
         """Dropout draws from torch's own generator: exact again for the same number of workers, not for another."""
         text = f"dropout {self.config.seed} {position}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
-
-
-def check_compiler() -> None:
-    """TrainingError where torch.compile would look for a C++ compiler in vain, which it says at great length."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names):
-        raise TrainingError(
-            f"train.compile: no C++ compiler on {socket.gethostname()} ({', '.join(names)}); install g++ on every "
-            f"worker, or set train.compile=false"
-        )
 
 
 def flip(x0: Tensor, seed: int, positions: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model import ClassLabels, Guidance, ModelSpec, Snapshot, TrainedModel
+from model import EAGER, ClassLabels, Execution, Guidance, ModelSpec, Snapshot, TrainedModel
 
 from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
@@ -22,7 +22,7 @@ def described(config: Config) -> dict[str, Any]:
     parts = {"spec": config.spec, "sampler": config.sample.sampler, "guidance": config.sample.guidance}
     withheld = isinstance(config.conditioning, ClassLabels) and config.conditioning.dropout > 0
     described_parts = {name: part.model_dump(mode="json") for name, part in parts.items()}
-    return {"format": FORMAT, **described_parts, "labels_withheld": withheld}
+    return {"format": FORMAT, **described_parts, "precision": config.sample.precision, "labels_withheld": withheld}
 
 
 def posthoc_average(run: Run) -> PostHocAverage | None:
@@ -68,7 +68,7 @@ class ModelFolders:
         places = {name: file and os.path.relpath(file, folder) for name, file in weights.items()}
         write_json(folder / DESCRIPTION, described(config) | places)
 
-    def load(self, guidance: Guidance, device: torch.device) -> TrainedModel:
+    def load(self, guidance: Guidance, device: torch.device, execution: Execution = EAGER) -> TrainedModel:
         """The model with all that this guidance needs."""
         spec = ModelSpec.model_validate_json((self.train / SPEC).read_text())
-        return assembled(spec, guidance, self.weights, self.guide and self.guide / WEIGHTS, device)
+        return assembled(spec, guidance, self.weights, self.guide and self.guide / WEIGHTS, device, execution)

@@ -73,6 +73,12 @@ def test_the_same_network_is_built_of_diffusers_parts() -> None:
     assert contestants.parameter_count(theirs) == contestants.parameter_count(ours) == 35_746_307
 
 
+def test_the_sampling_benchmark_compares_the_same_network_with_diffusers(tmp_path: Path) -> None:
+    found = run("sampling.py", tmp_path / "sampling.json", "--rounds", "1", "--batch-size", "2", "--steps", "2")
+    assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0
+    assert found["left_out"] == ["ours, best settings"]
+
+
 def test_a_limit_of_time_ends_what_is_under_way_and_is_gone_afterwards() -> None:
     with pytest.raises(records.OutOfTime), records.time_limit(0.05):
         time.sleep(60)

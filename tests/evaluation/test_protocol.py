@@ -12,6 +12,8 @@ PROTOCOL = Protocol(
     chunk_images=250,
     sampler={"kind": "ddim", "steps": 50, "eta": 0.0, "grid": "quadratic"},
     guidance={"kind": "none"},
+    precision="fp32",
+    compile=False,
     codec_digest="d" * 64,
     extractor=ExtractorIdentity(kind="classifier", layer="64", digest="a" * 64, resize="none"),
     reference=Reference(data_digest="b" * 64, split="train", images=1437),
@@ -43,6 +45,8 @@ CHANGES = [
         changed(reference={**PROTOCOL.reference.model_dump(), "flipped": True}),
         "reference flipped: False against True",
     ),
+    (changed(precision="bf16"), "precision: fp32 against bf16"),
+    (changed(compile=True), "compile: False against True"),
     (changed(codec_digest="e" * 64), f"codec digest: {'d' * 64} against {'e' * 64}"),
     (changed(device_type="cuda"), "device type: cpu against cuda"),
     (changed(torch_fidelity="0.5.0"), "torch fidelity: 0.4.0 against 0.5.0"),
@@ -88,7 +92,7 @@ def test_order_of_the_samplers_keys_does_not_matter() -> None:
 
 
 def test_digest_is_the_same_in_every_version_of_this_code() -> None:
-    assert PROTOCOL.digest == "3497a48385aaefc8aa2faa946435f5f7fa78c72a00cf9aa6381237b2c913caa1"
+    assert PROTOCOL.digest == "ba9784f1a41f099f47c7959a0bac27976d5df5c06f89554c494e7eb91170ba4d"
 
 
 def test_unknown_keys_are_refused() -> None:

@@ -22,6 +22,7 @@ from model import (
     ClassifierGuidance,
     DDPMUNet,
     Eps,
+    Execution,
     ModelSpec,
     NoisyClassifier,
     RePaint,
@@ -324,6 +325,12 @@ def test_images_of_any_size_and_colour_are_cut_to_a_square_and_resized(
     from pipeline.image_files import load_file
 
     assert same(cells("image-to-image.png", 2)[0, 0], load_file(Path("photo.jpg"), 8, 1, "center_crop"))
+
+
+def test_a_model_draws_in_the_arithmetic_that_it_was_scored_in(tmp_path: Path) -> None:
+    run = save_run(tmp_path, SPEC, precision="bf16")
+    network: Any = load_stored(str(run), [], None, "cpu").model.network
+    assert network.execution == Execution(precision="bf16")
 
 
 # Models from the registry

@@ -50,6 +50,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) 
         "spec": SPEC.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
         "guidance": NO_GUIDANCE.model_dump(mode="json"),
+        "precision": "fp32",
     }
     (folder / "model.json").write_text(json.dumps(described))
     (folder / "config.yaml").write_text("name: digits\n")

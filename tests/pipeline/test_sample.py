@@ -1,6 +1,7 @@
 """Chunks of drawn images: whole and of the right seeds, or drawn again; pixels only from finite numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pipeline.checkpoint import SPEC, WEIGHTS
 from pipeline.config import SampleConfig
 from pipeline.drawing import images_counted
 from pipeline.errors import DataError, TrainingError
-from pipeline.files import write_arrays
+from pipeline.files import read_arrays, write_arrays
 from pipeline.sample import Chunks, Drawer
 from pipeline.trained_model import ModelFolders
 
@@ -24,8 +25,8 @@ MODEL = ModelSpec(
 )
 
 
-def chunks_in(folder: Path, images: int = 7, seed: int = 100) -> Chunks:
-    config = SampleConfig(images=images, seed=seed, chunk_images=3, sampler=DDIM(steps=2))
+def chunks_in(folder: Path, images: int = 7, seed: int = 100, **options: Any) -> Chunks:
+    config = SampleConfig(images=images, seed=seed, chunk_images=3, sampler=DDIM(steps=2), **options)
     return Chunks(folder, config, "cpu")
 
 
@@ -108,3 +109,39 @@ def test_a_chunk_that_does_not_say_its_network_evaluations_is_drawn_again(tmp_pa
     assert not chunks.is_whole(0)
     with pytest.raises(DataError, match=r"chunk-000000-cpu\.npz: no whole file of network_evaluations"):
         chunks.network_evaluations()
+
+
+def test_the_strip_shows_how_the_first_images_of_the_set_emerged(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    worker = drawer(tmp_path, chunks)
+    worker.draw(1)
+    assert not chunks.strip.exists()
+    worker.draw(0)
+    frames, times = read_arrays(chunks.strip, "frames", "times")
+    assert frames.shape == (3, 3, 8, 8, 1)
+    assert times.tolist() == [999, 0, -1]
+    np.testing.assert_array_equal(frames[-1], chunks.read(0))
+
+
+def test_the_first_chunk_without_its_strip_is_drawn_again(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    drawer(tmp_path, chunks).draw(0)
+    assert chunks.is_whole(0)
+    chunks.strip.unlink()
+    assert not chunks.is_whole(0)
+
+
+def test_chunks_are_drawn_as_precision_and_compile_say_and_each_alike_by_any_actor(tmp_path: Path) -> None:
+    exact = chunks_in(tmp_path)
+    drawer(tmp_path, exact).draw(1)
+    for options in ({"precision": "bf16"}, {"compile": True}):
+        alone, shared = (chunks_in(tmp_path / f"{who} {options}", **options) for who in ("alone", "shared"))
+        model = ModelFolders(tmp_path, None, tmp_path / WEIGHTS)
+        one = Drawer(model, alone, torch.get_num_threads())
+        assert one.model.network.execution == alone.config.execution
+        for chunk in (0, 1):
+            one.draw(chunk)
+        torch.compiler.reset()  # another actor compiles for itself
+        Drawer(model, shared, torch.get_num_threads()).draw(1)
+        np.testing.assert_array_equal(alone.read(1), shared.read(1))
+        assert np.abs(alone.read(1).astype(int) - exact.read(1)).max() <= (1 if "compile" in options else 8)

@@ -64,6 +64,7 @@ def save(folder: Path, spec: ModelSpec, network: torch.nn.Module) -> Path:
         "spec": spec.model_dump(mode="json"),
         "sampler": SAMPLER.model_dump(mode="json"),
         "guidance": (GUIDANCE if spec.classes else NO_GUIDANCE).model_dump(mode="json"),
+        "precision": "fp32",
     }
     (folder / "model.json").write_text(json.dumps(described))
     (folder / "config.yaml").write_text("name: digits\n")
