@@ -35,6 +35,7 @@ format: .venv/installed ## Format the code and mend what the linter can
 
 bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
 	@$(BIN)/python tests/benchmarks/training.py
+	@$(BIN)/python tests/benchmarks/reader.py
 	@$(BIN)/python tests/benchmarks/index.py
 	@$(BIN)/python tests/benchmarks/recovery.py
 

@@ -21,12 +21,13 @@ from model import Record
 from .array_files import read_array
 from .errors import DataError
 from .files import sha256_of
+from .image_cache import Cache
 from .image_files import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
 from .keyroles import Resource
 from .order import OrderConfig, Permutation
-from .reader import Cache
 from .remote import is_remote, shown
 from .shard_cache import ShardCacheConfig
+from .shard_images import ShardFormat
 from .shard_index import MANIFEST, ShardIndex
 from .source_images import SourceImages, images_in_memory
 
@@ -194,7 +195,7 @@ class ImageFolder(Record):
 
 
 class Shards(Record):
-    """Webdataset tars: in each sample one image of the right size and mode and, where labelled, a `.cls`."""
+    """Webdataset tars: in each sample one image (or `.npy`) of the right size and, where labelled, a `.cls`."""
 
     kind: Literal["shards"] = "shards"
     urls: Annotated[tuple[str, ...], Resource] = ()
@@ -265,10 +266,14 @@ class DataConfig(Record):
     """Seed of the choice of held-out images."""
     shard_images: int = Field(10_000, ge=1)
     """Images in each packed shard."""
+    shard_format: ShardFormat = "png"
+    """What packed shards hold, with the same pixels. png: small; npy: raw arrays, quick to read."""
     order: OrderConfig = Permutation()
     """The order in which training sees the images; each is there once per epoch, for any number of workers."""
     cache: Annotated[Cache, Resource] = "host"
-    """host: each worker keeps the images decoded, image_size^2 * channels bytes each; none: it decodes anew."""
+    """Where training keeps decoded images, image_size^2 * channels bytes each, if half of what is free is enough. none:
+    nowhere; host: once on each node for all its workers, in its temporary folder (TMPDIR), and so in memory; device: on
+    each worker's GPU, too, where batches are gathered."""
     shard_cache: Annotated[ShardCacheConfig, Resource] = ShardCacheConfig()
     """Where remote shards are kept while they are read."""
 
