@@ -1,5 +1,8 @@
 """What training is fed: the images at given positions of its endless stream, on their way to the device."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -8,6 +11,17 @@ from .order import OrderConfig
 from .reader import ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
+
+
+class Feed(Protocol):
+    """The images of one worker."""
+
+    @property
+    def shortages(self) -> Sequence[str]:
+        """Why images are not kept where they were to be, for a person to read."""
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 [n, H, W, C] and classes int64 [n] (-1: none) at the positions [start, stop) of the stream."""
 
 
 class IndexedFeed:
@@ -27,7 +41,6 @@ class IndexedFeed:
         self._device = device
         self._on_device: DeviceCache | None = None
         self.shortages = [self._reader.shortage] if self._reader.shortage else []
-        """Why images are not kept where they were to be, for a person to read."""
         if cache == "device" and device.type != "cpu":
             try:
                 self._on_device = DeviceCache(self._reader.shape, device, self._reader.read)

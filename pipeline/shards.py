@@ -25,7 +25,8 @@ from .shard_cache import Content, ShardCache, ShardCacheConfig
 from .shard_images import ShardFormat, encode, shape_of
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, Shards
+from .sources import DataConfig, Shards, Stream
+from .stream import reference_images
 from .tar_members import TarSample, read_samples
 
 OnProgress = Callable[[int, int], None]
@@ -46,9 +47,17 @@ def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     elif isinstance(data.source, Shards):
         index = _index_existing(data.source, data, folder, on_progress)
     else:
-        images = data.source.open(data.image_size, data.channels)
+        images = _open(data)
         index = _pack_images(images, data, folder, on_progress)
     return _saved(index)
+
+
+def _open(data: DataConfig) -> SourceImages:
+    source = data.source
+    assert not isinstance(source, Shards)
+    if isinstance(source, Stream):
+        return reference_images(source, data.shard_cache, data.image_size, data.channels)
+    return source.open(data.image_size, data.channels)
 
 
 def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:

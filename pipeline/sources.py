@@ -222,12 +222,43 @@ class Shards(Record):
             ShardIndex.load(folder)  # refuses what is none
             stamp = [str(folder), sha256_of(folder / MANIFEST)]
             return {"kind": self.kind, "index": hashlib.sha256(repr(stamp).encode()).hexdigest()}
-        stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in self.locations()]
-        return {"kind": self.kind, "sha256": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+        return {"kind": self.kind, "sha256": _stamp(self.locations())}
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
         return locations(self.urls, "data.source.urls")
+
+
+class Stream(Record):
+    """Tars like those of `shards`, streamed without an index: some images come twice in an epoch, some not at all."""
+
+    kind: Literal["stream"] = "stream"
+    urls: Annotated[tuple[str, ...], Resource] = Field(min_length=1)
+    """Paths, globs or URLs (http, s3, gs, ...) of uncompressed, unchanging tars; {000..041} expands."""
+    reference_images: int = Field(10_000, ge=2)
+    """So many of the first images are prepared: scores compare with them, and held-out images are some of them."""
+    shuffle_buffer: int = Field(10_000, ge=1)
+    """Images that each worker holds, not decoded, to draw the next one from."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their labels; empty: the labels of the first images themselves."""
+    shape: ClassVar[Shape] = None
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> "Stream":
+        expanded(self.urls)
+        return self
+
+    def fingerprint(self) -> Fingerprint:
+        return {"kind": self.kind, "sha256": _stamp(self.locations())}
+
+    def locations(self) -> list[str]:
+        """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
+        return locations(self.urls, "data.source.urls")
+
+
+def _stamp(tars: list[str]) -> str:
+    stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in tars]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 
 def locations(urls: Iterable[str], where: str) -> list[str]:
@@ -248,7 +279,9 @@ def expanded(urls: Iterable[str]) -> list[str]:
     return found
 
 
-Source = Annotated[Digits | Cifar10 | Mnist | FashionMnist | Arrays | ImageFolder | Shards, Field(discriminator="kind")]
+Source = Annotated[
+    Digits | Cifar10 | Mnist | FashionMnist | Arrays | ImageFolder | Shards | Stream, Field(discriminator="kind")
+]
 
 
 class DataConfig(Record):
@@ -284,6 +317,15 @@ class DataConfig(Record):
             raise ValueError(
                 f"image_size {self.image_size} with channels {self.channels}, but source {self.source.kind} "
                 f"has image_size {shape[0]} and channels {shape[1]}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _order_has_an_index(self) -> "DataConfig":
+        if isinstance(self.source, Stream) and self.order != Permutation():
+            raise ValueError(
+                f"order.kind {self.order.kind} needs an index of all images, and source stream has none; leave order "
+                "out, or use source.kind shards"
             )
         return self
 

@@ -37,6 +37,7 @@ from .files import read_json, write_text
 from .keyroles import identity
 from .preview import Preview
 from .stage import Facts, Run, Stage
+from .stream import StreamPlan, order_identity
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
 
@@ -62,7 +63,7 @@ class Train(Stage):
             "train": identity(run.config.train),
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
-            "order": identity(run.config.data.order),
+            "order": order_identity(run.config.data),
             **({"warm_start": run.warm_start.digest} if run.warm_start else {}),
         }
 
@@ -102,6 +103,7 @@ def train_network(
                 recipe=recipe,
                 cache=run.config.data.cache,
                 order=run.config.data.order,
+                stream=StreamPlan.of(run.config.data.source),
                 shard_cache=run.config.data.shard_cache,
                 threads=run.threads,
                 timeout_s=run.config.cluster.timeout_s,

@@ -23,12 +23,13 @@ from .averages import AVERAGES, clear_after
 from .checkpoint import CHECKPOINTS, CheckpointWriter, clear_unfinished, images_of, newest_checkpoint
 from .curve import Gauges
 from .errors import DataError, TrainingError
-from .feed import IndexedFeed
+from .feed import Feed, IndexedFeed
 from .image_cache import Cache
 from .order import OrderConfig
 from .preview import Preview, PreviewClient
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
+from .stream import StreamFeed, StreamPlan
 from .train_step import Batch, Recipe, TrainStep, share_of
 from .warm_start import read_start
 
@@ -55,6 +56,8 @@ class TrainJob:
     curve: Any  # handle of the actor that collects the training curve; Ray gives handles no public type
     preview: Preview | None = None
     """What is drawn of each checkpoint; None: nothing."""
+    stream: StreamPlan | None = None
+    """What is streamed in place of the indexed images; None: training goes by the index, in this order."""
 
 
 def train_loop(options: dict[str, TrainJob]) -> None:
@@ -88,9 +91,7 @@ class Worker:
         self.job, self.config, self.device, self.rank = job, job.recipe.train, device, rank
         self.is_leaving = is_leaving
         self.share = share_of(self.config.batch_size, rank, world_size)
-        self.feed = IndexedFeed(
-            ShardIndex.load(Path(job.index_folder)), job.cache, job.order, job.shard_cache, self.config.seed, device
-        )
+        self.feed = self._open_feed(ShardIndex.load(Path(job.index_folder)))
         if local_rank == 0:
             for shortage in self.feed.shortages:
                 self._say(f"{socket.gethostname()}: {shortage}")
@@ -109,6 +110,12 @@ class Worker:
         )
         self.gauges = Gauges(Path(job.folder).name)
         self.waited_s = 0.0
+
+    def _open_feed(self, index: ShardIndex) -> Feed:
+        job, seed = self.job, self.config.seed
+        if job.stream is not None:
+            return StreamFeed(job.stream, index, job.shard_cache, seed, self.device)
+        return IndexedFeed(index, job.cache, job.order, job.shard_cache, seed, self.device)
 
     def newest_checkpoint(self) -> str | None:
         """Where to go on from, as rank 0 finds it; what writes that were interrupted have left is cleared away."""

@@ -16,6 +16,7 @@ from pipeline.files import write_text
 from pipeline.prepare import Prepare
 from pipeline.preview import Preview
 from pipeline.stage import Result, Run
+from pipeline.stream import StreamPlan
 from pipeline.terminal import Terminal
 from pipeline.train import Train, _keep_weights, recipe_of
 from pipeline.train_loop import TrainJob, Worker
@@ -84,6 +85,7 @@ def worker_of(
         identity=Train().identity(run),
         curve=curve,
         preview=preview,
+        stream=StreamPlan.of(run.config.data.source),
     )
     return Worker(job, torch.device("cpu"))
 
