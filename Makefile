@@ -39,6 +39,7 @@ profile: .venv/installed ## Where the time of a training step goes: a page and a
 bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwise idle
 	@$(BIN)/python tests/benchmarks/step.py
 	@$(BIN)/python tests/benchmarks/training.py
+	@$(BIN)/python tests/benchmarks/reader.py
 	@$(BIN)/python tests/benchmarks/index.py
 	@$(BIN)/python tests/benchmarks/recovery.py
 	@$(BIN)/python tests/benchmarks/sampling.py

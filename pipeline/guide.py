@@ -11,6 +11,7 @@ from model import ClassifierGuidance, Classifying, ClassLabels, ExponentialEMA, 
 from .config import Config
 from .keyroles import identity
 from .stage import Facts, Run, Stage
+from .stream import order_identity
 from .train import train_network
 from .train_config import TrainConfig
 from .train_step import Recipe
@@ -34,7 +35,7 @@ class Guide(Stage):
             "hflip": train.hflip,
             "precision": train.precision,
             "data": run.results["prepare"].facts["data_digest"],
-            "order": identity(run.config.data.order),
+            "order": order_identity(run.config.data),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:

@@ -1,4 +1,4 @@
-"""Between encoded images and uint8 pixels: everything that PIL does here, each refusal naming the image."""
+"""Image files of any kind as uint8 pixels, by PIL."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,8 @@ ResizeRule = Literal["center_crop", "stretch", "none"]
 
 IMAGE_EXTENSIONS = frozenset(["bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"])
 
-_MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB"}
+"""PIL's name of images with so many channels."""
 _AT_ONCE = 256  # images in flight in `in_order`: bounds memory, and is how often progress can be told
 
 _In = TypeVar("_In")
@@ -28,54 +29,18 @@ _Out = TypeVar("_Out")
 
 def load_file(path: Path, image_size: int, channels: int, resize: ResizeRule) -> Pixels:
     """Any still image file as uint8 [H, W, C]: turned upright, laid over white where transparent, fitted."""
-    image = _open(path, str(path))
+    try:
+        image = open_image(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{path}: {image.mode} pixels (more than 8 bits a channel); convert the file to 8 bits first")
     try:
-        image = _over_white(ImageOps.exif_transpose(image)).convert(_MODES[channels])
-    except Exception as error:  # as in _open
-        raise _unreadable(str(path), error) from error
-    return _pixels(_fitted(image, image_size, resize, str(path)), channels)
-
-
-def decode(encoded: bytes, image_size: int, channels: int, where: str) -> Pixels:
-    """The pixels of an encoded image that must already have this size and mode; `where` begins a refusal."""
-    expected = (_MODES[channels], image_size, image_size)
-
-    def refuse(image: Image.Image) -> None:
-        width, height = image.size
-        raise DataError(
-            f"{where}: a {width}x{height} image of mode {image.mode}, expected {image_size}x{image_size} of "
-            f"mode {_MODES[channels]}; correct data.image_size and data.channels, or convert the image"
-        )
-
-    def check_size(image: Image.Image) -> None:
-        if image.size != expected[1:]:
-            refuse(image)
-
-    image = _open(io.BytesIO(encoded), where, check_size)
-    if (image.mode, *image.size) != expected:
-        refuse(image)
-    return _pixels(image, channels)
-
-
-def shape_of(encoded: bytes, where: str) -> tuple[int, int, Literal[1, 3]]:
-    """(width, height, channels) by the header of an encoded image. DataError unless its mode is one we train on."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            size, mode = image.size, image.mode
-    except Exception as error:  # as in _open
-        raise _unreadable(where, error) from error
-    if mode not in _MODES.values():
-        raise DataError(f"{where}: an image of mode {mode}, expected L (grey) or RGB; convert the images")
-    return (*size, 1 if mode == "L" else 3)
-
-
-def encode_png(pixels: Pixels) -> bytes:
-    """[H, W, C] -> PNG bytes; the same bytes for the same pixels and zlib."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+        image = _over_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    except Exception as error:  # as in open_image
+        raise DataError(f"{path}: {unreadable(error)}") from error
+    fitted = _fitted(image, image_size, resize, str(path))
+    return np.asarray(fitted, np.uint8).reshape(image_size, image_size, channels)
 
 
 def in_order(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
@@ -85,8 +50,8 @@ def in_order(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[
             yield from pool.map(function, items[start : start + _AT_ONCE])
 
 
-def _open(file: Path | io.BytesIO, where: str, check: Callable[[Image.Image], None] | None = None) -> Image.Image:
-    """Decoded, so that a truncated file fails here and not at the first use of a pixel.
+def open_image(file: Path | io.BytesIO, check: Callable[[Image.Image], None] | None = None) -> Image.Image:
+    """Decoded, so that a truncated file fails here and not at the first use of a pixel. DataError without its name.
 
     check: refuses by the header, before memory is spent on the pixels that it promises.
     """
@@ -101,14 +66,15 @@ def _open(file: Path | io.BytesIO, where: str, check: Callable[[Image.Image], No
     except DataError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside PIL's format parsers
-        raise _unreadable(where, error) from error
+        raise unreadable(error) from error
     if not still:
-        raise DataError(f"{where}: an animated or multi-page image; split it into single images or remove it")
+        raise DataError("an animated or multi-page image; split it into single images or remove it")
     return image
 
 
-def _unreadable(where: str, error: Exception) -> DataError:
-    return DataError(f"{where}: not a readable image ({error or type(error).__name__}); replace or remove it")
+def unreadable(error: Exception) -> DataError:
+    """The refusal of an image at which PIL has failed so."""
+    return DataError(f"not a readable image ({error or type(error).__name__}); replace or remove it")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -132,8 +98,3 @@ def _fitted(image: Image.Image, image_size: int, resize: ResizeRule, where: str)
         f"{where}: a {width}x{height} image, expected {image_size}x{image_size}; "
         f"set data.source.resize to center_crop or stretch, or data.image_size to fit"
     )
-
-
-def _pixels(image: Image.Image, channels: int) -> Pixels:
-    width, height = image.size
-    return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)

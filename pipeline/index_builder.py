@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DataError
 from .files import sha256_of
-from .image_files import Pixels, decode, in_order
+from .image_files import Pixels, in_order
 from .remote import is_remote, without_secrets
+from .shard_images import decode
 from .shard_index import SPLITS, ShardEntry, ShardIndex
 from .shard_table import BLOCK_BYTES, ShardTable
 from .tar_members import TarSample
@@ -87,8 +89,10 @@ class IndexBuilder:
 
             def read(sample: TarSample) -> tuple[Pixels, int]:
                 encoded = os.pread(file.fileno(), sample.size_bytes, sample.offset_bytes)
-                where = f"{name}: member {sample.member}"
-                return decode(encoded, self._image_size, self._channels, where), zlib.crc32(encoded)
+                try:
+                    return decode(encoded, self._image_size, self._channels), zlib.crc32(encoded)
+                except DataError as error:
+                    raise DataError(f"{name}: member {sample.member}: {error}") from error
 
             yield from in_order(read, samples)
 

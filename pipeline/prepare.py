@@ -12,7 +12,9 @@ from .errors import DataError
 from .keyroles import identity
 from .remote import is_remote
 from .shards import pack
+from .sources import Stream
 from .stage import Facts, Run, Stage
+from .stream import StreamPlan
 
 
 class Prepare(Stage):
@@ -34,15 +36,22 @@ class Prepare(Stage):
                 progress.update(done)
 
             index = pack(run.config.data, folder, show)
+        streamed = StreamPlan.of(run.config.data.source)
         return {
             "data_digest": index.digest,
             "train_images": index.count("train"),
             "heldout_images": index.count("heldout"),
             "shards": len(index.shards),
             "bytes": sum(shard.bytes for shard in index.shards),
+            **({"streamed_shards": len(streamed.locations)} if streamed else {}),
         }
 
     def figure(self, facts: Facts) -> str:
+        if "streamed_shards" in facts:
+            return (
+                f"{facts['train_images']:,} images to compare with, {facts['heldout_images']:,} held out; "
+                f"{facts['streamed_shards']:,} tars to train on"
+            )
         return f"{facts['train_images']:,} images to train on, {facts['heldout_images']:,} held out"
 
 
@@ -51,7 +60,7 @@ def check_prepared(run: Run) -> None:
     index, config = run.index, run.config
     index.check_shards()
     images = index.count("train")
-    if images < config.train.batch_size:
+    if images < config.train.batch_size and not isinstance(config.data.source, Stream):
         raise DataError(
             f"data: {images:,} images to train on are fewer than train.batch_size {config.train.batch_size:,}; "
             f"lower train.batch_size or data.heldout_fraction, or add images"

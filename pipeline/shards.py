@@ -18,13 +18,15 @@ from webdataset import ShardWriter
 
 from .errors import DataError
 from .files import read_json, sha256_of, write_json
-from .image_files import encode_png, in_order, shape_of
+from .image_files import in_order
 from .index_builder import IndexBuilder, heldout_mask, with_split
 from .remote import is_remote, shown
 from .shard_cache import Content, ShardCache, ShardCacheConfig
+from .shard_images import ShardFormat, encode, shape_of
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, Shards
+from .sources import DataConfig, Shards, Stream
+from .stream import reference_images
 from .tar_members import TarSample, read_samples
 
 OnProgress = Callable[[int, int], None]
@@ -45,9 +47,17 @@ def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     elif isinstance(data.source, Shards):
         index = _index_existing(data.source, data, folder, on_progress)
     else:
-        images = data.source.open(data.image_size, data.channels)
+        images = _open(data)
         index = _pack_images(images, data, folder, on_progress)
     return _saved(index)
+
+
+def _open(data: DataConfig) -> SourceImages:
+    source = data.source
+    assert not isinstance(source, Shards)
+    if isinstance(source, Stream):
+        return reference_images(source, data.shard_cache, data.image_size, data.channels)
+    return source.open(data.image_size, data.channels)
 
 
 def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
@@ -57,7 +67,7 @@ def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progre
     tick = _ticks(on_progress, len(images))
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
         for name, number, ids in _planned_shards(split, data.shard_images):
-            tar = _write_tar(Path(temporary), name, number, ids, images, tick)
+            tar = _write_tar(Path(temporary), name, number, ids, images, data.shard_format, tick)
             builder.add(tar, tar.name, read_samples(tar), split[ids], lambda: None)
         for tar in sorted(Path(temporary).iterdir()):
             tar.replace(folder / tar.name)
@@ -163,7 +173,11 @@ def _shape(tars: Tars, tar: Path, first: TarSample) -> tuple[int, Literal[1, 3]]
         return tars.image_size, tars.channels
     where = f"{shown(tars.locations[0])}: member {first.member}"
     with tar.open("rb") as file:
-        width, height, channels = shape_of(os.pread(file.fileno(), first.size_bytes, first.offset_bytes), where)
+        encoded = os.pread(file.fileno(), first.size_bytes, first.offset_bytes)
+    try:
+        width, height, channels = shape_of(encoded)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     if width != height:
         raise DataError(f"{where}: a {width}x{height} image, expected as many pixels in height as in width")
     return tars.image_size or width, tars.channels or channels
@@ -204,7 +218,13 @@ def _planned_shards(split: npt.NDArray[np.uint8], shard_images: int) -> Iterator
 
 
 def _write_tar(
-    folder: Path, name: str, number: int, ids: Indices, images: SourceImages, tick: Callable[[], None]
+    folder: Path,
+    name: str,
+    number: int,
+    ids: Indices,
+    images: SourceImages,
+    form: ShardFormat,
+    tick: Callable[[], None],
 ) -> Path:
     """One shard, durable when this returns. The same images give the same bytes: no times, no user names."""
     indices: list[int] = ids.tolist()
@@ -219,11 +239,11 @@ def _write_tar(
         user="",
         group="",
     ) as writer:
-        encoded = in_order(lambda index: encode_png(images.read(index)), indices)
-        for index, png in zip(indices, encoded, strict=True):
+        encoded = in_order(lambda index: encode(images.read(index), form), indices)
+        for index, content in zip(indices, encoded, strict=True):
             label = int(images.labels[index])
             classes = {} if label < 0 else {"cls": str(label).encode()}
-            writer.write({"__key__": f"{index:08d}", "png": png, **classes})
+            writer.write({"__key__": f"{index:08d}", form: content, **classes})
             tick()
     tar = folder / f"{name}-{number:06d}.tar"
     with tar.open("rb") as file:

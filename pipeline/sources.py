@@ -21,12 +21,13 @@ from model import Record
 from .array_files import read_array
 from .errors import DataError
 from .files import sha256_of
+from .image_cache import Cache
 from .image_files import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
 from .keyroles import Resource
 from .order import OrderConfig, Permutation
-from .reader import Cache
 from .remote import is_remote, shown
 from .shard_cache import ShardCacheConfig
+from .shard_images import ShardFormat
 from .shard_index import MANIFEST, ShardIndex
 from .source_images import SourceImages, images_in_memory
 
@@ -194,7 +195,7 @@ class ImageFolder(Record):
 
 
 class Shards(Record):
-    """Webdataset tars: in each sample one image of the right size and mode and, where labelled, a `.cls`."""
+    """Webdataset tars: in each sample one image (or `.npy`) of the right size and, where labelled, a `.cls`."""
 
     kind: Literal["shards"] = "shards"
     urls: Annotated[tuple[str, ...], Resource] = ()
@@ -221,12 +222,43 @@ class Shards(Record):
             ShardIndex.load(folder)  # refuses what is none
             stamp = [str(folder), sha256_of(folder / MANIFEST)]
             return {"kind": self.kind, "index": hashlib.sha256(repr(stamp).encode()).hexdigest()}
-        stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in self.locations()]
-        return {"kind": self.kind, "sha256": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+        return {"kind": self.kind, "sha256": _stamp(self.locations())}
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
         return locations(self.urls, "data.source.urls")
+
+
+class Stream(Record):
+    """Tars like those of `shards`, streamed without an index: some images come twice in an epoch, some not at all."""
+
+    kind: Literal["stream"] = "stream"
+    urls: Annotated[tuple[str, ...], Resource] = Field(min_length=1)
+    """Paths, globs or URLs (http, s3, gs, ...) of uncompressed, unchanging tars; {000..041} expands."""
+    reference_images: int = Field(10_000, ge=2)
+    """So many of the first images are prepared: scores compare with them, and held-out images are some of them."""
+    shuffle_buffer: int = Field(10_000, ge=1)
+    """Images that each worker holds, not decoded, to draw the next one from."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their labels; empty: the labels of the first images themselves."""
+    shape: ClassVar[Shape] = None
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> "Stream":
+        expanded(self.urls)
+        return self
+
+    def fingerprint(self) -> Fingerprint:
+        return {"kind": self.kind, "sha256": _stamp(self.locations())}
+
+    def locations(self) -> list[str]:
+        """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
+        return locations(self.urls, "data.source.urls")
+
+
+def _stamp(tars: list[str]) -> str:
+    stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in tars]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 
 def locations(urls: Iterable[str], where: str) -> list[str]:
@@ -247,7 +279,9 @@ def expanded(urls: Iterable[str]) -> list[str]:
     return found
 
 
-Source = Annotated[Digits | Cifar10 | Mnist | FashionMnist | Arrays | ImageFolder | Shards, Field(discriminator="kind")]
+Source = Annotated[
+    Digits | Cifar10 | Mnist | FashionMnist | Arrays | ImageFolder | Shards | Stream, Field(discriminator="kind")
+]
 
 
 class DataConfig(Record):
@@ -265,10 +299,14 @@ class DataConfig(Record):
     """Seed of the choice of held-out images."""
     shard_images: int = Field(10_000, ge=1)
     """Images in each packed shard."""
+    shard_format: ShardFormat = "png"
+    """What packed shards hold, with the same pixels. png: small; npy: raw arrays, quick to read."""
     order: OrderConfig = Permutation()
     """The order in which training sees the images; each is there once per epoch, for any number of workers."""
     cache: Annotated[Cache, Resource] = "host"
-    """host: each worker keeps the images decoded, image_size^2 * channels bytes each; none: it decodes anew."""
+    """Where training keeps decoded images, image_size^2 * channels bytes each, if half of what is free is enough. none:
+    nowhere; host: once on each node for all its workers, in its temporary folder (TMPDIR), and so in memory; device: on
+    each worker's GPU, too, where batches are gathered."""
     shard_cache: Annotated[ShardCacheConfig, Resource] = ShardCacheConfig()
     """Where remote shards are kept while they are read."""
 
@@ -279,6 +317,15 @@ class DataConfig(Record):
             raise ValueError(
                 f"image_size {self.image_size} with channels {self.channels}, but source {self.source.kind} "
                 f"has image_size {shape[0]} and channels {shape[1]}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _order_has_an_index(self) -> "DataConfig":
+        if isinstance(self.source, Stream) and self.order != Permutation():
+            raise ValueError(
+                f"order.kind {self.order.kind} needs an index of all images, and source stream has none; leave order "
+                "out, or use source.kind shards"
             )
         return self
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import DataError
 from .image_files import IMAGE_EXTENSIONS
+from .shard_images import ARRAY_EXTENSION
 
 _METADATA = re.compile("__[^/]*__($|/)")  # what webdataset skips
 _BLOCK_BYTES = 512
@@ -111,7 +112,7 @@ def _key_and_extension(tar: str, member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _sample(tar: str, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -> TarSample:
-    images = [member for extension, member in fields.items() if _is_image(extension)]
+    images = _of_kind(fields, IMAGE_EXTENSIONS) or _of_kind(fields, frozenset([ARRAY_EXTENSION]))
     if len(images) != 1:
         found = ", ".join(fields)
         raise DataError(f"{tar}: sample {key} has {len(images)} images ({found}), expected one; rebuild the shard")
@@ -122,8 +123,8 @@ def _sample(tar: str, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -
     return TarSample(key, image.name, image.offset_data, image.size, label)
 
 
-def _is_image(extension: str) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+def _of_kind(fields: dict[str, tarfile.TarInfo], extensions: frozenset[str]) -> list[tarfile.TarInfo]:
+    return [member for extension, member in fields.items() if extension.rpartition(".")[2] in extensions]
 
 
 def _label(tar: str, file: int, member: tarfile.TarInfo) -> int:

@@ -38,6 +38,7 @@ from .keyroles import identity
 from .preview import Preview
 from .speed import in_words, time_spent
 from .stage import Facts, Run, Stage
+from .stream import StreamPlan, order_identity
 from .terminal import flop_rate
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
@@ -64,7 +65,7 @@ class Train(Stage):
             "train": identity(run.config.train),
             "conditioning": identity(run.config.conditioning),
             "data": run.results["prepare"].facts["data_digest"],
-            "order": identity(run.config.data.order),
+            "order": order_identity(run.config.data),
             **({"warm_start": run.warm_start.digest} if run.warm_start else {}),
         }
 
@@ -123,6 +124,7 @@ def job_of(
         recipe=recipe,
         cache=run.config.data.cache,
         order=run.config.data.order,
+        stream=StreamPlan.of(run.config.data.source),
         shard_cache=run.config.data.shard_cache,
         threads=run.threads,
         timeout_s=run.config.cluster.timeout_s,

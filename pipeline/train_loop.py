@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from ray import train as ray_train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
@@ -27,12 +25,14 @@ from .averages import AVERAGES, clear_after
 from .checkpoint import CHECKPOINTS, CheckpointWriter, Snapshot, clear_unfinished, images_of, newest_checkpoint, restore
 from .curve import Gauges
 from .errors import DataError, TrainingError
+from .feed import Feed, IndexedFeed
+from .image_cache import Cache
 from .order import OrderConfig
 from .preview import Preview, PreviewClient
-from .reader import Cache, ShardReader
 from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .speed import Meter, StepTimer
+from .stream import StreamFeed, StreamPlan
 from .train_step import Batch, Recipe, TrainStep, share_of
 from .warm_start import read_start
 
@@ -59,6 +59,8 @@ class TrainJob:
     curve: Any  # handle of the actor that collects the training curve, if any; Ray gives handles no public type
     preview: Preview | None = None
     """What is drawn of each checkpoint; None: nothing."""
+    stream: StreamPlan | None = None
+    """What is streamed in place of the indexed images; None: training goes by the index, in this order."""
 
 
 def train_loop(options: dict[str, TrainJob]) -> None:
@@ -66,7 +68,8 @@ def train_loop(options: dict[str, TrainJob]) -> None:
     job = options["job"]
     torch.set_num_threads(job.threads)
     context = ray_train.get_context()
-    worker = Worker(job, get_device(), context.get_world_rank(), context.get_world_size(), _is_leaving)
+    ranks = context.get_world_rank(), context.get_local_rank(), context.get_world_size()
+    worker = Worker(job, get_device(), *ranks, _is_leaving)
     worker.resume(broadcast_from_rank_zero(worker.newest_checkpoint()))
     worker.run()
 
@@ -84,14 +87,17 @@ class Worker:
         job: TrainJob,
         device: torch.device,
         rank: int = 0,
+        local_rank: int = 0,
         world_size: int = 1,
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.config, self.device, self.rank = job, job.recipe.train, device, rank
         self.is_leaving = is_leaving
         self.share = share_of(self.config.batch_size, rank, world_size)
-        self.reader = ShardReader(ShardIndex.load(Path(job.index_folder)), "train", job.cache, job.shard_cache)
-        self.order = job.order.open(self.reader.shard_sizes, self.config.seed)
+        self.feed = self._open_feed(ShardIndex.load(Path(job.index_folder)))
+        if local_rank == 0:
+            for shortage in self.feed.shortages:
+                self._say(f"{socket.gethostname()}: {shortage}")
         self.step = TrainStep(job.recipe, device, world_size)
         self.state = self.step.state
         self.final_images = self.config.steps * self.config.batch_size
@@ -107,6 +113,12 @@ class Worker:
         )
         self.gauges = Gauges(Path(job.folder).name)
         self.waited_s = 0.0
+
+    def _open_feed(self, index: ShardIndex) -> Feed:
+        job, seed = self.job, self.config.seed
+        if job.stream is not None:
+            return StreamFeed(job.stream, index, job.shard_cache, seed, self.device)
+        return IndexedFeed(index, job.cache, job.order, job.shard_cache, seed, self.device)
 
     def newest_checkpoint(self) -> str | None:
         """Where to go on from, as rank 0 finds it; what writes that were interrupted have left is cleared away."""
@@ -213,12 +225,7 @@ class Worker:
     def _read(self, start: int) -> Batch:
         """The share of the global batch that begins at this position of the stream."""
         position = start + self.share.start
-        self.reader.prefetch(self.order.shards_ahead(position))
-        samples: NDArray[np.int64] = self.order.samples(position, start + self.share.stop)
-        images, labels = torch.from_numpy(self.reader.read(samples)), torch.from_numpy(self.reader.labels[samples])
-        if self.device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return Batch(position, images, labels)
+        return Batch(position, *self.feed.read(position, start + self.share.stop))
 
     def _log(self, meter: Meter) -> tuple[float, bool]:
         """Sends off a point of the curve, averaged over steps and workers.

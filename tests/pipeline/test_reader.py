@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import tempfile
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import DataError
-from pipeline.image_files import decode, encode_png
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import Cache, ShardReader
+from pipeline.shard_images import decode, encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
 from pipeline.sources import Arrays, DataConfig
@@ -35,6 +37,14 @@ def packed(folder: Path) -> ShardIndex:
     source = Arrays(images=folder / "a.npz", labels=folder / "a.npz")
     data = DataConfig(source=source, image_size=8, channels=3, heldout_fraction=0.25, shard_images=12)
     return pack(data, folder / "packed", quiet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Beside those that other tests, or another run of these, have on this machine."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("tmp"))
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +169,8 @@ def test_a_changed_byte_is_refused_or_is_not_of_an_image(own: ShardIndex, cache:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (encode_png(np.zeros((9, 8, 3), np.uint8)), "a 8x9 image of mode RGB, expected 8x8 of mode RGB"),
-        (encode_png(np.zeros((8, 8, 1), np.uint8)), "a 8x8 image of mode L, expected 8x8 of mode RGB"),
+        (encode(np.zeros((9, 8, 3), np.uint8)), "a 8x9 image of mode RGB, expected 8x8 of mode RGB"),
+        (encode(np.zeros((8, 8, 1), np.uint8)), "a 8x8 image of mode L, expected 8x8 of mode RGB"),
         (b"not an image", "not a readable image"),
     ],
 )
@@ -182,4 +192,4 @@ def test_bytes_that_decode_to_something_else_than_indexed_are_refused(
 @given(side=st.integers(1, 20), channels=st.sampled_from([1, 3]), data=st.data())
 def test_png_keeps_every_pixel(side: int, channels: int, data: st.DataObject) -> None:
     pixels = data.draw(arrays(np.uint8, (side, side, channels)))
-    np.testing.assert_array_equal(decode(encode_png(pixels), side, channels, "here"), pixels)
+    np.testing.assert_array_equal(decode(encode(pixels), side, channels), pixels)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.image_files import encode_png
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import ShardReader
 from pipeline.shard_cache import ShardCacheConfig
+from pipeline.shard_images import encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
 from pipeline.sources import Arrays, DataConfig, Shards
@@ -53,12 +53,12 @@ def labelled(images: npt.NDArray[np.uint8], prefix: str = "") -> list[Member]:
     for number, image in enumerate(images):
         members += [
             (f"{prefix}{number:04d}.cls", b"%d" % (number % 3)),
-            (f"{prefix}{number:04d}.png", encode_png(image)),
+            (f"{prefix}{number:04d}.png", encode(image)),
         ]
     return members
 
 
-PNG = encode_png(random_images(1)[0])
+PNG = encode(random_images(1)[0])
 
 
 def index(tars: Sequence[Path | str], folder: Path, heldout_fraction: float = 0.2, size: int = 8) -> ShardIndex:
@@ -154,7 +154,7 @@ def test_a_tar_cut_anywhere_is_refused_or_has_lost_nothing(tmp_path: Path) -> No
 def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     whole = tmp_path / "whole.tar"
     if not whole.exists():
-        write_tar(whole, [(f"{n}.png", encode_png(image)) for n, image in enumerate(random_images(4))])
+        write_tar(whole, [(f"{n}.png", encode(image)) for n, image in enumerate(random_images(4))])
         index([whole], tmp_path / "whole")
     content = bytearray(whole.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
@@ -323,11 +323,11 @@ def test_a_damaged_header_is_refused_where_it_lies(tmp_path: Path) -> None:
         (b"", "member 0.png: not a readable image"),
         (PNG[:-40], "member 0.png: not a readable image"),
         (
-            encode_png(np.zeros((8, 9, 3), np.uint8)),
+            encode(np.zeros((8, 9, 3), np.uint8)),
             "member 0.png: a 9x8 image of mode RGB, expected 8x8 of mode RGB",
         ),
         (
-            encode_png(np.zeros((8, 8, 1), np.uint8)),
+            encode(np.zeros((8, 8, 1), np.uint8)),
             "member 0.png: a 8x8 image of mode L, expected 8x8 of mode RGB",
         ),
     ],

@@ -18,8 +18,9 @@ from torchvision import datasets
 
 from pipeline.array_files import read_array
 from pipeline.errors import DataError
-from pipeline.image_files import encode_png, load_file
+from pipeline.image_files import load_file
 from pipeline.keyroles import identity
+from pipeline.shard_images import encode
 from pipeline.source_images import images_in_memory
 from pipeline.sources import (
     Arrays,
@@ -324,14 +325,14 @@ def test_the_photograph_of_a_phone_is_not_taken_for_an_animation(tmp_path: Path)
 
 
 def huge_png() -> bytes:
-    return encode_png(np.zeros((1, 1, 1), np.uint8)).replace(
+    return encode(np.zeros((1, 1, 1), np.uint8)).replace(
         struct.pack(">II", 1, 1), struct.pack(">II", 30_000, 30_000), 1
     )
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"GIF89a", b"not an image", huge_png(), encode_png(random_images(8, 8, 3))[:-30]],
+    [b"", b"GIF89a", b"not an image", huge_png(), encode(random_images(8, 8, 3))[:-30]],
     ids=["empty", "only a header", "text", "a gigapixel", "truncated"],
 )
 def test_an_unreadable_image_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
