@@ -81,7 +81,7 @@ class LoadedExtractor:
         # TF32 rounds what a convolution reads to 10 bits; a benchmarked algorithm changes between runs.
         with (
             torch.no_grad(),
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
             found = self.module(batch)
         return Features(_array(found[0]), _array(found[1]) if len(found) > 1 else self._no_logits(len(images)))

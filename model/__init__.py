@@ -52,7 +52,7 @@ from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
 from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct_average
-from .precision import Precision, autocast, fast_precision, set_float32
+from .precision import Precision, autocast, fast_precision, float32_products
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
 from .sampler import State
@@ -156,6 +156,7 @@ __all__ = [
     "denoising_loss",
     "dequantised",
     "fast_precision",
+    "float32_products",
     "generate",
     "image_to_image",
     "inpaint",
@@ -172,7 +173,6 @@ __all__ = [
     "rate_distortion",
     "reconstruct",
     "reconstruct_average",
-    "set_float32",
     "slerp",
     "strength_time",
     "time_grid",

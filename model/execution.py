@@ -1,13 +1,11 @@
 """How a network is executed while images are drawn: in which arithmetic, and step by step or compiled."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .precision import Precision, autocast
+from .precision import Precision, autocast, float32_products
 from .record import Record
 
 
@@ -51,26 +49,8 @@ class ExecutedNetwork(nn.Module):
             torch.compiler.cudagraph_mark_step_begin()
         precision = self.execution.precision
         with (
-            _products_in("tf32" if precision == "tf32" else "ieee"),
+            float32_products(precision),
             autocast(x.device, precision),
         ):
             output: Tensor = self.network(x, *told)
         return output.clone() if self._graphs else output  # the graph's next replay overwrites it
-
-
-@contextmanager
-def _products_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """Float32 convolutions and matrix products on GPUs, where torch by default has TF32 for convolutions alone.
-
-    The switches are the whole process's, so they are put back.
-    """
-    cudnn: Any = torch.backends.cudnn  # the type checker sees the file, not the object that takes its place
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = precision
-        yield
-    finally:
-        for switch, earlier in zip(switches, before, strict=True):
-            switch.fp32_precision = earlier

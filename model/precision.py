@@ -1,6 +1,7 @@
 """In which arithmetic a network computes. Its weights, what the path does and every sum stay float32 or more."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -17,13 +18,24 @@ def fast_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"  # there is no public question
 
 
-def set_float32(precision: Precision) -> None:
-    """Whether this process's GPU rounds what is float32: TF32 where asked for, and nowhere else."""
-    rounding = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = rounding
-    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # missing in torch's own types
+@contextmanager
+def float32_products(precision: Precision) -> Iterator[None]:
+    """Within it float32 products and convolutions on GPUs are rounded for tf32 and exact otherwise.
+
+    By default torch rounds those of convolutions alone. The switches are the whole process's, so they are put back.
+    """
+    cudnn: Any = torch.backends.cudnn  # the type checker sees the file, not the object that takes its place
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for switch, earlier in zip(switches, before, strict=True):
+            switch.fp32_precision = earlier
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Within it a network computes in this arithmetic; `set_float32` decides between fp32 and tf32."""
+    """Within it a network computes in bfloat16 where asked to; `float32_products` tells tf32 from fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -24,8 +24,8 @@ from model import (
     Stream,
     autocast,
     fast_precision,
+    float32_products,
     normal,
-    set_float32,
     to_unit_range,
     uniforms,
     words,
@@ -94,7 +94,6 @@ class TrainStep:
         self.recipe, self.config, self.device, self.world_size = recipe, recipe.train, device, world_size
         self.spec = recipe.objective.spec
         self.precision: Precision = fast_precision(device) if self.config.precision == "auto" else self.config.precision
-        set_float32(self.precision)
         torch.manual_seed(self.config.seed)  # initial weights are alike on every rank
         network = recipe.objective.build().to(device)
         self.codec = self.spec.codec.build().to(device)
@@ -123,7 +122,8 @@ class TrainStep:
         parts = list(self._parts(batch))
         losses = []
         for part in parts:
-            with without_exchange(self.workers_network) if part is not parts[-1] else nullcontext():
+            exchange = nullcontext() if part is parts[-1] else without_exchange(self.workers_network)
+            with float32_products(self.precision), exchange:
                 losses.append(self._backward(part))
         norm = self._update()
         each = torch.cat([some.each for some in losses])

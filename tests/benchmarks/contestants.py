@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPLinear, to_unit_range
+import model
+from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPLinear, fast_precision, to_unit_range
 from pipeline.train_config import TrainConfig
 from pipeline.train_step import Batch, Recipe, TrainStep
-from records import cpuinfo
 
 DDPM = DDPMUNet(dropout=0.0)
 TINY = DDPMUNet(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(2,), dropout=0.0)
@@ -156,17 +156,9 @@ class Timed:
             torch.cuda.synchronize(self.device)
 
 
-def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    flags = {flag for line in cpuinfo() if line.startswith("flags") for flag in line.split()}
-    return bool(flags & {"amx_bf16", "avx512_bf16"})
-
-
 def best_settings(device: torch.device) -> dict[str, Any]:
     """Keys of `train` with which our step is the fastest there."""
-    return {"compile": True, "precision": "bf16" if fast_bf16(device) else "fp32"}
+    return {"compile": True, "precision": fast_precision(device)}
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -183,5 +175,4 @@ def counted_flops(work: Callable[[], Any]) -> int:
 
 def training_flops(network: DDPMUNet) -> int:
     """Of forward and backward, for one image."""
-    built, side = spec_of(network).build(), image_size(network)
-    return counted_flops(lambda: built(torch.zeros(1, 3, side, side), torch.zeros(1)).sum().backward())
+    return sum(model.training_flops(Denoising(spec_of(network), Simple()), Unconditional()).values())

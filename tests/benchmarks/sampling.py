@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contestants import DDPM, TINY, diffusers_unet, fast_bf16, spec_of
+from contestants import DDPM, TINY, diffusers_unet, spec_of
 from diffusers_weights import copy_weights
-from model import DDIM, DDPMUNet, Execution, TrainedModel, generate
+from model import DDIM, DDPMUNet, Execution, TrainedModel, fast_precision, generate
 from records import OutOfTime, Record, Speeds, ratio, take_turns, time_limit
 
 OURS, BEST = "ours, float32", "ours, best settings"
@@ -34,7 +34,7 @@ Draw = Callable[[], Any]
 
 def best_execution(device: torch.device) -> Execution:
     """With which ours is the fastest there."""
-    return Execution(precision="bf16" if fast_bf16(device) else "fp32", compile=True)
+    return Execution(precision=fast_precision(device), compile=True)
 
 
 def our_draw(theirs: Any, network: DDPMUNet, batch_size: int, steps: int, execution: Execution) -> Draw:

@@ -32,7 +32,6 @@ from contestants import (
     best_settings,
     counted_flops,
     diffusers_steps,
-    fast_bf16,
     image_size,
     noise_images,
     our_steps,
@@ -40,7 +39,7 @@ from contestants import (
     spec_of,
     training_flops,
 )
-from model import DDPMUNet
+from model import DDPMUNet, fast_precision
 from records import OutOfTime, Record, Speeds, ratio, take_turns, time_limit
 
 OURS, COMPILED, BF16, BEST = "ours, float32", "ours, float32 compiled", "ours, bf16", "ours, best settings"
@@ -105,12 +104,12 @@ def contestants(
         return Timed(partial(make, network, size, device, **settings), size, device, turn_s)
 
     made = {OURS: timed(our_steps, precision="fp32"), THEIRS: timed(diffusers_steps)}
-    if fast_bf16(device):
+    if fast_precision(device) == "bf16":
         made[BF16] = timed(our_steps, precision="bf16")
         made[THEIRS_BF16] = timed(diffusers_steps, bf16=True)
     made[TRAINER] = timed(trainer_steps, max(batch_size, TRAINER_LEAST_BATCH), folder=folder)
     made[BEST] = timed(our_steps, **best_settings(device))
-    if fast_bf16(device):
+    if fast_precision(device) == "bf16":
         made[COMPILED] = timed(our_steps, precision="fp32", compile=True)
     made[THEIRS_COMPILED] = timed(diffusers_steps, compiled=True)
     return made

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model import fast_precision, set_float32
+from model import fast_precision, float32_products
 
 
 def test_a_cpu_computes_in_bfloat16_where_it_has_tiles_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,7 +13,9 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_tiles_for_it(monkeypatch: pytes
 
 
 def test_gpus_round_factors_where_tf32_is_asked_for_alone() -> None:
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [switch.fp32_precision for switch in switches]
     for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
-        set_float32(precision)
-        assert torch.backends.cuda.matmul.fp32_precision == expected
-        assert torch.backends.cudnn.conv.fp32_precision == expected
+        with float32_products(precision):
+            assert [switch.fp32_precision for switch in switches] == [expected] * 3
+    assert [switch.fp32_precision for switch in switches] == before
