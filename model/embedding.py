@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import without_autocast
+
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of the time through two dense layers. t: [B] -> [B, width].
@@ -36,7 +38,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """All in float32, also under autocast: in bfloat16, step 998 would be step 1000."""
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             angles = t.float()[:, None] * self.frequencies
             waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
             embedding: Tensor = self.dense2(F.silu(self.dense1(torch.cat(waves, dim=1))))

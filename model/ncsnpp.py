@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .continuous_paths import VESDE, EDMPath
 from .gaussian_path import GaussianPath
+from .precision import without_autocast
 from .unet import UNetConfig, group_count
 
 _ALMOST_ZERO = 1e-5  # gain of the layers that start with almost no effect
@@ -145,7 +146,7 @@ class Condition(nn.Module):
 
     def forward(self, t: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         """All in float32, also under autocast: in bfloat16, step 998 would be step 1000."""
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             return self._embedding(t, label, augmentation)
 
     def _embedding(self, t: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """In which arithmetic a network computes. Its weights, what the path does and every sum stay float32 or more."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -39,3 +39,10 @@ def float32_products(precision: Precision) -> Iterator[None]:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Within it a network computes in bfloat16 where asked to; `float32_products` tells tf32 from fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it float32 stays float32, whatever is around."""
+    if not torch.amp.is_autocast_available(device.type):  # as for "meta", on which shapes are computed
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
