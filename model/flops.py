@@ -2,7 +2,6 @@
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .augmentation import AUGMENT_LABELS, Augmentation
 from .conditioning import Conditioning, Unconditional
@@ -18,6 +17,8 @@ def training_flops(
     element alone, nor what an implementation computes twice to save memory (Chowdhery et al. 2022, appendix B). The
     network is built and called on the device "meta", of which tensors have a shape and no content.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings Triton along, half a second that others need not wait
+
     meta = torch.device("meta")
     with meta:
         network = objective.build()

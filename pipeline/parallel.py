@@ -1,7 +1,8 @@
 """How several workers train one network: a copy on each (DDP), or a shard of every tensor on each (FSDP2).
 
 Sharded tensors are DTensors, with which optimizer, clipping and averages work as with others. Only what leaves or
-enters the process must know: `whole` and `sharded_like`.
+enters the process must know: `gathered`, `whole` and `sharded_like`. FSDP2 is imported where it is used, for that alone
+takes as long as to import torch.
 """
 
 from collections.abc import Mapping
@@ -10,9 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model import EMA
@@ -22,6 +20,9 @@ Parallel = Literal["ddp", "fsdp"]
 
 def shard(network: nn.Module, device: torch.device, world_size: int) -> None:
     """Leaves each worker its shard of the network; each block is put together while it computes. Zhao et al. 2023."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (world_size,))
     for part in network.children():
         for block in part if isinstance(part, nn.ModuleList) else ():
@@ -50,12 +51,19 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of it; where it is sharded, all workers must ask."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor then
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(value: Any) -> Any:
     """The same structure with whole tensors, copied into this process's memory; of sharded ones all must ask."""
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return gathered(value).detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -73,7 +81,9 @@ def sharded_like(tensors: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -
     return {name: _sharded(tensor, pattern[name]) if name in pattern else tensor for name, tensor in tensors.items()}
 
 
-def _sharded(tensor: Tensor, pattern: Tensor) -> Tensor:
-    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+def _sharded(tensor: Tensor, pattern: Any) -> Tensor:
+    if not _is_sharded(pattern) or tensor.shape != pattern.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from model import (
     AUGMENT_NUMBERS,
@@ -32,7 +31,7 @@ from model import (
 )
 
 from .compiler import check_compiler
-from .parallel import replicate, shard, without_exchange
+from .parallel import gathered, replicate, shard, without_exchange
 from .train_config import TrainConfig
 from .train_state import TrainState
 
@@ -178,8 +177,7 @@ class TrainStep:
         """
         config, state = self.config, self.state
         limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = gathered(nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True))
         finite = norm.isfinite()
         state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
         for group in state.optimizer.param_groups:

@@ -84,6 +84,7 @@ def test_attention_is_a_transformer_wherever_it_was_plain(name: str) -> None:
 @each_network
 def test_sequences_of_changing_lengths_go_through_one_graph(name: str) -> None:
     network, x = built(name), images()
+    torch.compiler.reset()  # it gives up on code that other tests have had compiled for many networks
     compiled: Any = torch.compile(network, backend="eager", fullgraph=True)
     for length in (2, 5, 9):
         sequence = sequences(length)
