@@ -18,7 +18,7 @@ _KINDS = {
     "convolution": ("convolution", "conv2d"),
     "matrix products": ("aten::mm", "aten::addmm", "addmmbackward", "mmbackward", "aten::linear"),
     "normalisation": ("group_norm", "layer_norm", "batch_norm", "groupnorm", "layernorm"),
-    "optimizer and averages": ("optimizer", "_fused_", "_foreach_"),
+    "optimizer and averages": ("optimizer", "aten::_fused_", "aten::_foreach_"),
     "compiled kernels": ("triton", "graph_", "compiled"),
 }
 """Kinds of operators by what their names contain; the first that fits. The network calls bmm for attention alone."""
