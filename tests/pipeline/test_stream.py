@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.checkpoint import CHECKPOINTS
+from pipeline.checkpoint import CHECKPOINTS, Snapshot
 from pipeline.errors import DataError
 from pipeline.prepare import check_prepared
 from pipeline.reader import ShardReader
@@ -257,7 +257,7 @@ def test_a_training_is_reproducible_and_its_state_goes_on_exactly(tars: list[Pat
     check_prepared(of)  # a batch of 60 is no more than the tars can give, though the reference has only 48
     worker = trained(worker_of(of, tmp_path / "one"), 10)
     assert state_of(trained(worker_of(of, tmp_path / "two"), 10)) == state_of(worker)
-    worker.state.snapshot(worker.job.identity).write(tmp_path / "one" / CHECKPOINTS)
+    Snapshot.of(worker.state, worker.job.identity).write(tmp_path / "one" / CHECKPOINTS)
     again = worker_of(of, tmp_path / "one")
     again.resume(again.newest_checkpoint())
     assert again.state.images_seen == 600
