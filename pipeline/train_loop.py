@@ -235,7 +235,7 @@ class Worker:
         # counted, not computed from the rate: all ranks must come to the same number
         steps = max(1, (self.state.images_seen - meter.images_seen) // self.config.batch_size)
         taken = self.measured(meter)
-        figures = self.step.take_figures(taken["seconds"])
+        figures = self.step.take_figures()
         skipped, _, most_in_a_row = self.state.skipped.tolist()
         self.state.skipped[2] = self.state.skipped[1]  # a row that ended before this point has been judged
         goes_on = most_in_a_row < self.config.max_skipped_steps
@@ -243,7 +243,7 @@ class Worker:
             point = {
                 "images": self.state.images_seen,
                 "time_ms": time.time_ns() // 1_000_000,
-                **figures.losses,
+                **figures,
                 "learning_rate": self.state.optimizer.param_groups[0]["lr"],
                 "skipped_steps": skipped,
                 **taken,
@@ -253,7 +253,7 @@ class Worker:
             self.state.curve.append(point)
             self.gauges.set(point)
             self._wait_until_taken(self.job.curve.add.remote(point))
-        return figures.seconds / steps, goes_on
+        return taken["seconds"] / steps, goes_on
 
     def _save(self) -> None:
         """Rank 0 begins to write a checkpoint; the others go on at once, and so does it."""

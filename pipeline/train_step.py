@@ -64,15 +64,6 @@ def share_of(batch_size: int, rank: int, world_size: int) -> range:
     return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
-class Figures(NamedTuple):
-    """Of the steps between two points of the curve."""
-
-    losses: dict[str, float]
-    """Means by name; what is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times."""
-    seconds: float
-    """Mean over the workers."""
-
-
 class _Losses(NamedTuple):
     """Of some images of a worker's share."""
 
@@ -212,13 +203,15 @@ class TrainStep:
         with torch.no_grad():
             return self.codec.encode(x0), augmented
 
-    def take_figures(self, seconds: float) -> "Figures":
-        """What has been taken up since the last call, of all workers together. seconds: of this worker in that time."""
-        total = self._total(torch.cat((self.taken_up.flatten(), self.taken_up.new_tensor([seconds, 1.0])))).tolist()
-        sums, weights, (total_s, workers) = total[: len(_FIGURES)], total[len(_FIGURES) : -2], total[-2:]
+    def take_figures(self) -> dict[str, float]:
+        """Means by name over the steps since the last call and all workers, each of which must ask.
+
+        What is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times.
+        """
+        total = self._total(self.taken_up.flatten()).tolist()
+        sums, weights = total[: len(_FIGURES)], total[len(_FIGURES) :]
         self.taken_up.zero_()
-        means = {name: sums[n] / weights[n] for n, name in enumerate(_FIGURES) if weights[n]}
-        return Figures(means, total_s / workers)
+        return {name: sums[n] / weights[n] for n, name in enumerate(_FIGURES) if weights[n]}
 
     def sums(self) -> list[float]:
         """All that the next point of the curve has taken up so far, of all workers; each of them must ask."""

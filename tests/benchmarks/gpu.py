@@ -234,7 +234,7 @@ def sampling(bench: Bench) -> Figures:
         flops = steps * counted_flops(lambda: network(torch.zeros(1, 3, side, side), torch.zeros(1)))
     yield "FLOP per image", flops
     network.to(bench.device).eval()
-    compiled: nn.Module = torch.compile(network) if bench.best.get("compile") else network  # type: ignore[assignment]
+    compiled: nn.Module = torch.compile(network) if bench.best.get("compile") else network  # type: ignore[assignment]  # is a module
     seeds = torch.arange(sizes.sampling_batch, device=bench.device)
     for name, module in (("bf16 eager", network), ("best settings", compiled)):
         model = TrainedModel(spec, module)

@@ -113,7 +113,7 @@ class Calls(torch.overrides.TorchFunctionMode):
         super().__init__()
         self.flops = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # as torch's
         result = function(*args, **(kwargs or {}))
         if function in (F.conv2d, F.linear):
             self.flops += 2 * args[1][0].numel() * result.numel()

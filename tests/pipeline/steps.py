@@ -55,7 +55,7 @@ def losses(step: TrainStep, first: int, last: int, rank: int = 0, world_size: in
     found = []
     for number in range(first, last):
         step(share(number * BATCH, rank, world_size))
-        found.append(step.take_figures(1.0).losses["loss"])
+        found.append(step.take_figures()["loss"])
     return found
 
 

@@ -71,9 +71,9 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer_and_is_
     assert weights_digest(step.state.network.state_dict()) != before
     step(batch(20, level=255))
     assert step.state.skipped.tolist() == [4, 1, 3]
-    figures = step.take_figures(seconds=1.0)
-    assert 0 < figures.losses["loss"] < 10
-    assert 0 < figures.losses["gradient_norm"] < 100
+    figures = step.take_figures()
+    assert 0 < figures["loss"] < 10
+    assert 0 < figures["gradient_norm"] < 100
     assert step.state.images_seen == 24
 
 
@@ -99,7 +99,7 @@ def test_losses_by_quarter_of_the_times_are_means_of_their_own_images() -> None:
     assert sum(counts) == 400
     assert step.taken_up[1, :2].tolist() == [400, 400]  # weighed by images, however many workers share them
     assert min(counts) > 60
-    losses = step.take_figures(seconds=1.0).losses
+    losses = step.take_figures()
     by_quarter = [losses[f"loss_q{number}"] for number in range(4)]
     whole = sum(loss * count for loss, count in zip(by_quarter, counts, strict=True)) / 400
     assert whole == pytest.approx(losses["loss"], rel=1e-5)
@@ -119,7 +119,7 @@ def test_a_point_of_the_curve_goes_on_from_the_sums_of_an_interrupted_training()
     second.take_up(first.sums())
     for position in range(40, 80, 4):
         second(batch(position))
-    assert second.take_figures(1.0).losses == pytest.approx(whole.take_figures(1.0).losses, rel=1e-6)
+    assert second.take_figures() == pytest.approx(whole.take_figures(), rel=1e-6)
 
 
 @given(batch_size=st.integers(1, 200), world_size=st.integers(1, 17))
