@@ -16,13 +16,12 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
+from .curve_buffer import CurveBuffer, Point
 from .errors import TrainingError
 from .files import write_text
 
 CURVE = "metrics.jsonl"
 _POLL_S = 0.5
-
-Point = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,28 +54,6 @@ class Gauges:
             text = f"{name} of the last point of the training curve"
             self._gauges[name] = Gauge(f"pipeline_train_{name}", text, ("run",))
         return self._gauges[name]
-
-
-class CurveBuffer:
-    """Points on their way from the worker to the driver; runs as an actor."""
-
-    def __init__(self) -> None:
-        self._points: list[Point] = []
-        self._said: list[str] = []
-
-    def add(self, point: Point) -> None:
-        """Called by rank 0."""
-        self._points.append(point)
-
-    def say(self, text: str) -> None:
-        """Called by rank 0: a line for the terminal."""
-        self._said.append(text)
-
-    def take(self) -> tuple[list[Point], list[str]]:
-        """Called by the driver: the points and the lines since its last call."""
-        taken = self._points, self._said
-        self._points, self._said = [], []
-        return taken
 
 
 @contextmanager

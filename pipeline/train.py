@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +11,6 @@ from typing import Any
 
 from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
-    InitializingState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    SchedulingState,
-    TrainControllerState,
-)
 from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train types them as those of Train V1
 from safetensors.torch import load_file
 
@@ -32,12 +22,13 @@ from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, wei
 from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
-from .errors import ClusterError, PipelineError, TrainingError
+from .errors import PipelineError, TrainingError
 from .files import read_json, write_text
 from .keyroles import identity
 from .preview import Preview
 from .speed import in_words, time_spent
 from .stage import Facts, Run, Stage
+from .start_limit import StartLimit
 from .stream import StreamPlan, order_identity
 from .terminal import flop_rate
 from .train_loop import TrainJob, train_loop
@@ -49,8 +40,6 @@ _TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TI
 _ROOM = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _ROOM_S = 60.0
 """Of one attempt to find room for as many workers as there seemed to be room for; then Ray Train looks anew."""
-_STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState, ResizingState)
-"""In which Ray Train's controller has no workers that train."""
 
 
 class Train(Stage):
@@ -166,34 +155,6 @@ def _fit(job: TrainJob, config: ClusterConfig, cluster: Cluster, folder: Path) -
             trainer.fit()
     except Exception as error:  # Ray wraps what its workers raise in several layers of its own
         raise _explained(error) from error
-
-
-class StartLimit(ControllerCallback):
-    """Ends a training that has been without room for its workers for too long; Ray Train itself would wait for ever.
-
-    It is not asked while processes that have been given room start: nothing ends one that hangs there.
-    """
-
-    def __init__(self, workers: int, timeout_s: float) -> None:
-        """workers: the fewest that the training can do with."""
-        self.workers, self.timeout_s = workers, timeout_s
-        self.since_s: float | None = None
-
-    def after_controller_state_update(
-        self,
-        previous_state: TrainControllerState,  # noqa: ARG002  # Ray Train's signature
-        current_state: TrainControllerState,
-    ) -> None:
-        """Called by Ray Train at every turn of its loop. ClusterError where there have been no workers for too long."""
-        if not isinstance(current_state, _STARTING):
-            self.since_s = None
-            return
-        self.since_s = self.since_s or time.monotonic()
-        if time.monotonic() - self.since_s >= self.timeout_s:
-            raise ClusterError(
-                f"train: {self.workers} workers have not started for {self.timeout_s:g} s (cluster.timeout_s); has the "
-                "cluster lost nodes, or does other work hold them? The same command goes on from the last checkpoint"
-            )
 
 
 @contextmanager

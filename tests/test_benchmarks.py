@@ -62,6 +62,7 @@ def test_every_part_of_the_gpu_benchmark_runs_with_torch_numpy_and_pydantic_alon
     )
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_compares_what_is_installed_and_names_what_it_leaves_out(tmp_path: Path) -> None:
     found = run("step.py", tmp_path / "step.json", "--rounds", "1")
     assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0
@@ -73,6 +74,7 @@ def test_the_same_network_is_built_of_diffusers_parts() -> None:
     assert contestants.parameter_count(theirs) == contestants.parameter_count(ours) == 35_746_307
 
 
+@pytest.mark.slow
 def test_the_sampling_benchmark_compares_the_same_network_with_diffusers(tmp_path: Path) -> None:
     found = run("sampling.py", tmp_path / "sampling.json", "--rounds", "1", "--batch-size", "2", "--steps", "2")
     assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0

@@ -170,6 +170,7 @@ def test_every_accepted_configuration_can_be_built(
     assert shape_of(config, 8, 1, 2, classes) == (2, 2, 8, 8)
 
 
+@pytest.mark.slow
 def test_sixteen_images_are_learned_by_heart() -> None:
     loss, distances = overfit(SMALL["adm_unet"], steps=400, learning_rate=6e-3)
     assert loss < 0.1

@@ -378,6 +378,7 @@ def test_every_accepted_configuration_can_be_built(
         assert network(torch.empty(2, 1, 8, 8), torch.zeros(2), label, augmentation).shape == (2, 2, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "path", "target", "grid", "iterations"),
     [("ddpmpp", VPLinear(), Eps(), "quadratic", 800), ("ncsnpp", EDMPath(), EDM(), "karras", 400)],

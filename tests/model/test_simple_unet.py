@@ -75,6 +75,7 @@ def test_every_accepted_configuration_can_be_built(
     assert shape_of(config, image_size, 1, 2, classes) == (2, 2, image_size, image_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downsampling", ["max_pool", "strided"])
 def test_sixteen_images_are_learned_by_heart(downsampling: Literal["max_pool", "strided"]) -> None:
     loss, distances = overfit(SimpleUNet(base_channels=16, downsampling=downsampling), steps=1000, learning_rate=8e-3)

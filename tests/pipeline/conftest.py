@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster as Nodes
 
 from pipeline.mlflow_store import resolve_uri
 from pipeline.tracking import TrackedRun, open_run
@@ -22,6 +23,21 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(uri: str, tmp_path: Path) -> TrackedRun:
     return open_run(uri, "digits", "night", tmp_path / "run", {}, {})
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[None]:
+    """A Ray cluster of two CPUs, which commands of `cluster.address=auto` join in a moment."""
+    memory = {"object_store_memory": 100 * 1024**2}
+    cluster = Nodes(
+        initialize_head=True,
+        shutdown_at_exit=False,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, **memory},
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ADDRESS", cluster.address)
+        yield
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.curve import read_curve
 from pipeline.train import Train
 
-from .trainings import TINY, kill, losses, prepared, processes_of, train_here
+from .trainings import TINY, kill, losses, paced, prepared, processes_of, train_here
 
 CONFIG = TINY | {
     "network": TINY["network"] | {"channel_multipliers": [1, 2], "attention_sizes": [4], "dropout": 0.0},
@@ -30,9 +30,9 @@ CONFIG = TINY | {
         "preview_images": 0,
     },
     "sample": {"images": 2, "sampler": {"kind": "ddim"}},
-    "cluster": {"resize_s": 2, "max_failures": 20},
+    "cluster": {"resize_s": 2, "max_failures": 20, "timeout_s": 120},
 }
-LONG = {"images": 64_000, "log_images": 320, "checkpoint_images": 6_400}
+LONG = {"images": 20_480, "log_images": 320, "checkpoint_images": 6_400}
 TOLERANCE = 1e-5  # relative: another number of workers adds up in another order
 WAIT_S = 400
 WORKER = "RayTrainWorker"
@@ -117,10 +117,10 @@ class Elastic:
 
     def grow(self) -> Any:
         """A second node, and its worker at work. -> the node."""
-        self.wait_for_points(3)
+        self.wait_for_points(1)
         node = self.nodes.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
         self.wait_until(lambda: len(processes_of(WORKER)) == 2)
-        self.wait_for_points(3)
+        self.wait_for_points(1)
         return node
 
     def lose(self, node: Any) -> None:
@@ -133,10 +133,12 @@ class Elastic:
         return [path for path in checkpoints if images_of(path) % LONG["checkpoint_images"]]
 
     def finish_although(self, script: Callable[[], None]) -> None:
-        with ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
+        with paced("CurveBuffer", self.over), ThreadPoolExecutor(1) as pool:  # Ray Train wants the main thread
             disturbed = pool.submit(script)
-            Train().finish(self.run)
-            self.over.set()
+            try:
+                Train().finish(self.run)
+            finally:
+                self.over.set()
             disturbed.result(timeout=WAIT_S)
         assert_same_curve(losses(self.folder), losses(self.expected.folder))
 
@@ -150,7 +152,7 @@ def test_workers_and_nodes_that_come_go_and_die_leave_the_same_training(nodes: N
     def come_and_go() -> None:
         node = training.grow()
         kill(WORKER)
-        training.wait_for_points(3)
+        training.wait_for_points(1)
         drain(node)
         training.wait_until(lambda: bool(training.made_just_in_time()))
         training.lose(node)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .commands import kill_when, new_folder, run
+from .commands import kill_when, new_folder, run, run_here
 from .trainings import assert_same_state, losses
 
 RUN_FILE = """\
@@ -21,18 +21,21 @@ data: {source: {kind: digits}, image_size: 8, channels: 1, heldout_fraction: 0.2
 network: {kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4]}
 path: {kind: vp_cosine}
 train:
-  images: 9_600
+  images: 4_800
   batch_size: 32
   num_workers: 2
   learning_rate: 2.0e-3
-  warmup_images: 640
-  checkpoint_images: 1_600
-  log_images: 800
+  warmup_images: 320
+  checkpoint_images: 800
+  log_images: 400
 sample: {images: 300, chunk_images: 20, sampler: {kind: ddim, steps: 25, eta: 0.5, grid: uniform}}
-evaluate: {extractor: {kind: classifier, images: 8_000, width: 4, features: 16}}
+evaluate: {extractor: {kind: classifier, images: 4_000, width: 4, features: 16}}
 register: {model_name: ddpm-tiny}
 """
 CLASSES = 10
+JOINED = "cluster.address=auto"  # a resource: not part of what is computed
+
+pytestmark = pytest.mark.usefixtures("head")
 
 
 def summary_of(folder: Path) -> dict[str, object]:
@@ -58,7 +61,7 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     folder, finished = undisturbed
     assert finished.returncode == 0, finished.stderr
     summary = summary_of(folder)
-    assert summary["trained_images"] == 9_600
+    assert summary["trained_images"] == 4_800
     assert summary["images"] == 300
     assert summary["model_name"] == "ddpm-tiny"
     assert summary["model_version"] == 1
@@ -92,7 +95,7 @@ def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Un
 def test_every_stage_but_register_is_found_again_by_the_same_command(undisturbed: Undisturbed) -> None:
     folder, _ = undisturbed
     before = summary_of(folder)
-    again = run("run", folder, "train.num_workers=1")  # a resource: not part of what is computed
+    again = run_here("run", folder, JOINED, "train.num_workers=1")  # a resource: not part of what is computed
     assert again.returncode == 0, again.stderr
     assert skipped(again) == 4
     after = summary_of(folder)
@@ -120,11 +123,11 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     experiment = client.get_experiment_by_name("diffusion")
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
-    assert tracked.data.params["train.images"] == "9600"
+    assert tracked.data.params["train.images"] == "4800"
     assert tracked.data.params["sample.sampler.eta"] == "0.5"
     assert tracked.data.metrics["network_evaluations"] == 25
     curve = client.get_metric_history(tracked.info.run_id, "loss")
-    assert [point.step for point in curve] == [800 * number for number in range(1, 13)]
+    assert [point.step for point in curve] == [400 * number for number in range(1, 13)]
     assert curve[-1].value < curve[0].value / 2
     for name in ("compute_share", "flop_per_s", "matmul_fraction"):
         assert len(client.get_metric_history(tracked.info.run_id, name)) == 12
@@ -156,7 +159,7 @@ def test_the_champion_draws_the_same_images_outside_this_repository(undisturbed:
 
 def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undisturbed: Undisturbed) -> None:
     folder, _ = undisturbed
-    other = run("run", folder, "sample.sampler.steps=5", "name=five")
+    other = run_here("run", folder, JOINED, "sample.sampler.steps=5", "name=five")
     assert other.returncode == 0, other.stderr
     assert skipped(other) == 2
     (path,) = folder.glob("outputs/five-*/summary.json")
@@ -177,7 +180,7 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
 
     kill_when(trained_half, "run", folder)
     assert not list(folder.glob("outputs/stages/train-*/done.json"))
-    finished = run("run", folder)
+    finished = run_here("run", folder, JOINED)
     assert finished.returncode == 0, finished.stderr
     trainings = [next(where.glob("outputs/stages/train-*")) for where in (folder, undisturbed[0])]
     assert_same_state(*trainings)
@@ -201,7 +204,7 @@ def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     kill_when(sampled_some, "run", folder)
     drawn_before = {path: path.stat().st_mtime_ns for path in folder.glob("outputs/stages/sample-*/chunk-*.npz")}
     assert not list(folder.glob("outputs/stages/sample-*/done.json"))
-    finished = run("run", folder)
+    finished = run_here("run", folder, JOINED)
     assert finished.returncode == 0, finished.stderr
     assert skipped(finished) == 2
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"

@@ -13,6 +13,8 @@ from pipeline.__main__ import main
 from pipeline.config import Config
 from pipeline.configfile import load
 
+pytestmark = pytest.mark.usefixtures("head")
+
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 
 
@@ -26,7 +28,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 @pytest.fixture
 def digits(tmp_path: Path) -> list[str]:
     """Arguments of a quick run whose output is nowhere else."""
-    return [str(RUNS / "digits.yaml"), f"output={tmp_path / 'out'}", "train.images=256", "sample.images=20"]
+    run_file, output = str(RUNS / "digits.yaml"), f"output={tmp_path / 'out'}"
+    return [run_file, output, "train.images=256", "sample.images=20", "cluster.address=auto"]
 
 
 def test_a_typo_in_a_key_names_the_key_that_was_meant(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ def plain() -> list[float]:
     ("options", "tolerance"),
     [
         ({"microbatch_images": 5}, 1e-5),
-        ({"compile": True}, 1e-4),
+        pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),
         ({"precision": "bf16"}, 3e-2),
         ({"precision": "tf32"}, 0.0),  # which rounds on GPUs alone
     ],
@@ -51,7 +51,7 @@ def test_one_worker_has_the_curve_of_plain_float32(
     ("options", "tolerance"),
     [
         ({"microbatch_images": 3}, 1e-5),
-        ({"parallel": "fsdp", "microbatch_images": 3}, 1e-5),
+        pytest.param({"parallel": "fsdp", "microbatch_images": 3}, 1e-5, marks=pytest.mark.slow),
         pytest.param({}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"parallel": "fsdp"}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),

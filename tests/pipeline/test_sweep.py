@@ -20,7 +20,9 @@ from pipeline.mlflow_store import connect
 from pipeline.sweep import Point, Sweep, _show, _write
 from pipeline.terminal import Terminal
 
-from .commands import FILE_NAME, kill_when, new_folder, run
+from .commands import FILE_NAME, kill_when, new_folder, run_here
+
+pytestmark = pytest.mark.usefixtures("head")
 
 RUN_FILE = """\
 version: 1
@@ -29,6 +31,7 @@ data: {source: {kind: digits}, image_size: 8, channels: 1, heldout_fraction: 0.2
 network: {kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4]}
 path: {kind: vp_cosine}
 train: {images: 640, batch_size: 32, learning_rate: 2.0e-3, log_images: 160}
+cluster: {address: auto, num_samplers: 1}
 sample: {images: 30, chunk_images: 20, sampler: {kind: ddim, steps: 4, grid: uniform}}
 evaluate: {extractor: {kind: classifier, images: 4_000, width: 4, features: 16}}
 register: {model_name: ddpm-tiny}
@@ -39,7 +42,7 @@ ROWS = [("ddim", "2"), ("ddim", "3"), ("ancestral", "2")]
 
 def done(verb: str, folder: Path, *overrides: str) -> str:
     """What the command printed; it ended well and without a warning."""
-    finished = run(verb, folder, *overrides)
+    finished = run_here(verb, folder, *overrides)
     assert (finished.returncode, finished.stderr) == (0, "")
     return finished.stdout
 

@@ -13,13 +13,15 @@ from ray.train.v2._internal.execution.controller.state import InitializingState,
 from pipeline.cluster import Cluster, connected
 from pipeline.config import ClusterConfig, Config
 from pipeline.configfile import load
-from pipeline.curve import CurveBuffer, recorded
+from pipeline.curve import recorded
+from pipeline.curve_buffer import CurveBuffer
 from pipeline.errors import ClusterError, DataError, PipelineError, TrainingError
 from pipeline.fan_out import actor_pool, awaited, fan_out
 from pipeline.prepare import Prepare
 from pipeline.stage import Run
+from pipeline.start_limit import StartLimit
 from pipeline.terminal import Terminal
-from pipeline.train import StartLimit, Train
+from pipeline.train import Train
 
 from .trainings import worker_of
 
