@@ -22,6 +22,7 @@ _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys
     "prepare": "pack the images as shards",
     "train": "train, packing first where needed",
     "guide": "train the classifier that guides sampling, where one is asked for, after all that comes before",
+    "reference": "take the features of the real images, after all that comes before",
     "sample": "draw images, after all that comes before",
     "evaluate": "score the images, after all that comes before",
     "register": "register the model, after all that comes before",

@@ -37,7 +37,7 @@ from model import Path as GaussianPath  # not a file's
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
 from .sources import DataConfig
-from .train_config import TrainConfig
+from .train_config import TrainConfig, Workers
 
 
 class SampleConfig(Record):
@@ -96,8 +96,9 @@ class ClusterConfig(Record):
     """Where workers compute; auto: on GPUs when the cluster has any."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPU cores, and threads, of each training, sampling and scoring process."""
-    num_samplers: int | None = Field(None, ge=1)
-    """Sampling and scoring processes; null: as many as training has workers at least."""
+    num_samplers: Workers | tuple[Workers, Workers] | None = None
+    """Sampling and scoring processes; [least, most]: as many as there is room for, more when there is more; null: as
+    many as training has workers."""
     resize_s: float = Field(60, gt=0)
     """How often elastic training looks whether there is room for more workers, seconds; each change costs a restart
     from the last checkpoint."""
@@ -166,6 +167,9 @@ class Config(Record):
         fewest, most = self.train.worker_range
         if fewest > most:
             mistakes.append(f"train.num_workers: [{fewest}, {most}], expected the least first")
+        fewest, most = self.sampler_range
+        if fewest > most:
+            mistakes.append(f"cluster.num_samplers: [{fewest}, {most}], expected the least first")
         mistakes += self._idle_worker_mistakes("train.batch_size", self.train.batch_size)
         checks: tuple[tuple[str, Callable[[], None]], ...] = (
             ("network", lambda: self.network.check_image_size(self.latent_shape[1])),
@@ -193,6 +197,14 @@ class Config(Record):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    @property
+    def sampler_range(self) -> tuple[int, int]:
+        """The fewest and the most sampling and scoring processes."""
+        samplers = self.cluster.num_samplers
+        if samplers is None:
+            return self.train.worker_range
+        return (samplers, samplers) if isinstance(samplers, int) else samplers
 
     def _idle_worker_mistakes(self, key: str, batch_size: int) -> Iterator[str]:
         most = max(self.train.worker_range)

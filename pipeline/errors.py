@@ -28,5 +28,9 @@ class TrainingError(PipelineError):
     """Training stopped: non-finite loss, or a worker failed more often than allowed."""
 
 
+class SamplingError(PipelineError):
+    """Images that were drawn twice are not the same."""
+
+
 class TrackingError(PipelineError):
     """MLflow does not answer or does not accept what it is sent."""

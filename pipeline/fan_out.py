@@ -1,8 +1,9 @@
 """Tasks on a pool of Ray actors: each actor loads its model once, each task runs on some actor until it succeeds.
 
 Actors rather than plain tasks, because Ray gives a task that asks for a GPU a fresh process and so a fresh model each
-time. An actor that dies is started again by Ray and its task with it; a task must therefore leave the same result
-however often it ran.
+time. The pool grows as the cluster gets room. An actor that dies is started again by Ray, and its tasks with it; where
+there is no room for it any more, or it is only slow, an idle one takes over what it has not done. So a task may run
+more than once, also at the same time, and must leave the same result each time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,72 +20,104 @@ from .errors import ClusterError, PipelineError
 Task = TypeVar("Task")
 
 _RESTARTS = 3  # of an actor, and of a task on it
+_AT_ONCE = 2  # tasks that wait at each actor, so that none is idle
+
+
+class ActorPool:
+    """Actors of one class: those that are ready, and those for which there may be room one day."""
+
+    def __init__(self, ready: list[Any], starting: dict[Any, Any]) -> None:
+        """starting: actors by the reference that is there once they are ready."""
+        self.ready, self.starting = ready, starting
+
+    def admit(self, reference: Any) -> Any:
+        """The actor that has become ready. Raises what making it raised."""
+        actor = self.starting.pop(reference)
+        result_of(reference)
+        self.ready.append(actor)
+        return actor
 
 
 @contextmanager
-def actor_pool(cluster: Cluster, count: int, actor: type, *arguments: Any) -> Iterator[list[Any]]:
-    """`count` actors of this class, made with these arguments; killed at the end.
+def actor_pool(cluster: Cluster, count: tuple[int, int], actor: type, *arguments: Any) -> Iterator[ActorPool]:
+    """Actors of this class, made with these arguments; killed at the end. count: the fewest and the most.
 
-    The block begins once all of them have been made: the class has a method `ready`, which returns then. ClusterError
-    where that takes longer than cluster.timeout_s, and whatever making one raised.
+    The block begins once the fewest have been made: the class has a method `ready`, which returns then. ClusterError
+    where that takes longer than cluster.timeout_s, and whatever making one raised. The others join when they are ready.
     """
     config = cluster.config
+    fewest, most = count
     remote: Any = ray.remote(
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if cluster.use_gpu else 0,
         max_restarts=_RESTARTS,
         max_task_retries=_RESTARTS,
     )(actor)
-    actors = [remote.remote(*arguments) for _ in range(count)]
+    actors = [remote.remote(*arguments) for _ in range(most)]
     try:
-        _wait_until_ready(actors, actor.__name__, config.timeout_s)
-        yield actors
+        pool = ActorPool([], {made.ready.remote(): made for made in actors})
+        _wait_until_ready(pool, fewest, actor.__name__, config.timeout_s)
+        yield pool
     finally:
-        for handle in actors:
-            ray.kill(handle)
+        for made in actors:
+            ray.kill(made)
 
 
-def _wait_until_ready(actors: Sequence[Any], name: str, timeout_s: float) -> None:
+def _wait_until_ready(pool: ActorPool, fewest: int, name: str, timeout_s: float) -> None:
     """name: of the actors' class."""
-    if not actors:
+    if fewest == 0:
         return
-    starting = [actor.ready.remote() for actor in actors]
-    started, late = ray.wait(starting, num_returns=len(starting), timeout=timeout_s)
+    started, _ = ray.wait(list(pool.starting), num_returns=fewest, timeout=timeout_s)
     for reference in started:
-        result_of(reference)
-    if late:
+        pool.admit(reference)
+    if len(started) < fewest:
         raise ClusterError(
-            f"{name}: {len(started)} of {len(actors)} processes have started after {timeout_s:g} s "
+            f"{name}: {len(started)} of {fewest} processes have started after {timeout_s:g} s "
             "(cluster.timeout_s); has the cluster lost nodes, or does other work hold them? The same command goes on "
             "from here"
         )
 
 
-def fan_out(actors: Sequence[Any], tasks: Sequence[Task], method: str, stage: str, timeout_s: float) -> Iterator[Task]:
+def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, timeout_s: float) -> Iterator[Task]:
     """Calls `method` of some actor with each task. Yields each task when it is done, in the order in which they end.
 
-    Two tasks wait at each actor, so that none is idle. PipelineError, which names the `stage`, where no task ends in
-    timeout_s, which is cluster.task_timeout_s.
+    PipelineError, which names the `stage`, where no task ends in timeout_s, which is cluster.task_timeout_s.
     """
-    waiting = list(reversed(tasks))
-    running: dict[Any, tuple[Any, Task]] = {}
+    waiting = list(reversed(range(len(tasks))))
+    running: dict[Any, tuple[Any, int]] = {}
+    done: set[int] = set()
 
     def submit(actor: Any) -> None:
         if waiting:
-            task = waiting.pop()
-            running[getattr(actor, method).remote(task)] = actor, task
+            number = waiting.pop()
+        else:  # an actor with nothing to do helps one that has
+            busy = [each for each, _ in running.values()]
+            begun = [number for _, number in running.values() if number not in done]
+            shared = [number for number in begun if begun.count(number) == 1]
+            if actor in busy or not shared:
+                return
+            number = shared[0]
+        running[getattr(actor, method).remote(tasks[number])] = actor, number
 
-    for actor in [*actors, *actors]:
+    for actor in pool.ready * _AT_ONCE:
         submit(actor)
-    while running:
-        ended, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
+    while len(done) < len(tasks):
+        ended, _ = ray.wait([*running, *pool.starting], num_returns=1, timeout=timeout_s)
         if not ended:
-            raise _too_long(f"{stage}: none of {len(actors)} processes has finished a task", timeout_s)
-        (done,) = ended
-        actor, task = running.pop(done)
+            raise _too_long(f"{stage}: none of {len(pool.ready)} processes has finished a task", timeout_s)
+        (reference,) = ended
+        if reference in pool.starting:
+            joined = pool.admit(reference)
+            for _ in range(_AT_ONCE):
+                submit(joined)
+            continue
+        actor, number = running.pop(reference)
+        result_of(reference)
+        first = number not in done
+        done.add(number)
         submit(actor)
-        result_of(done)
-        yield task
+        if first:
+            yield tasks[number]
 
 
 def awaited(reference: Any, what: str, timeout_s: float) -> Any:

@@ -40,6 +40,12 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
 
 
+def remove_drafts(folder: Path) -> None:
+    """Removes what processes that were killed have left half written, where nobody else writes into the folder."""
+    for draft in folder.glob(".*.npz"):
+        draft.unlink(missing_ok=True)
+
+
 def read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """The arrays of these names in an `.npz`. DataError where it is not whole, or has none of a name."""
     try:

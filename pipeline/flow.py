@@ -17,6 +17,7 @@ from .metrics_follower import MetricsFollower
 from .mlflow_store import check_answers, redacted
 from .prepare import Prepare, check_prepared
 from .preview import PREVIEWS
+from .reference import Reference
 from .register import CONFIG, Register
 from .sample import Sample
 from .stage import Run, Stage
@@ -25,7 +26,7 @@ from .terminal import StageReport, Terminal
 from .train import Train
 from .trained_model import ModelFolders
 
-FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Sample(), Evaluate(), Register())
+FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Reference(), Sample(), Evaluate(), Register())
 STAGES = tuple(stage.name for stage in FLOW)
 
 
@@ -89,7 +90,7 @@ def recall(run: Run, stages: Sequence[Stage]) -> list[Stage]:
 def _check_resources(run: Run, pending: Sequence[Stage]) -> None:
     if any(isinstance(stage, Train | Guide) for stage in pending):
         run.joined.require(min(run.config.train.worker_range), "train.num_workers")
-    run.joined.require(run.processes, "cluster.num_samplers")
+    run.joined.require(min(run.config.sampler_range), "cluster.num_samplers")
 
 
 def advance(run: Run, stage: Stage) -> StageReport:

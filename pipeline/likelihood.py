@@ -179,13 +179,13 @@ def _write(run: Run, work: LikelihoodWork) -> None:
     if not missing:
         return
     done = work.likelihood.images - sum(len(work.numbers(batch)) for batch in missing)
-    processes = min(run.processes, len(missing))
+    samplers = run.samplers(len(missing))
     with (
         run.terminal.progress(work.likelihood.images, "images") as progress,
-        actor_pool(run.joined, processes, LikelihoodWriter, work, run.threads) as actors,
+        actor_pool(run.joined, samplers, LikelihoodWriter, work, run.threads) as pool,
     ):
         progress.update(done)
         stage = f"evaluate, likelihood {work.likelihood.kind}"
-        for batch in fan_out(actors, missing, "write", stage, run.config.cluster.task_timeout_s):
+        for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
             done += len(work.numbers(batch))
             progress.update(done)

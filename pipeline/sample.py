@@ -1,11 +1,15 @@
-"""Third stage: Ray actors draw images from the trained model, in fixed chunks of seeds.
+"""Fifth stage: Ray actors draw images from the trained model, in fixed chunks of seeds.
 
 Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch of B, the last one too, whose surplus
 is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole
-or absent, and says how often the network was called for it. Beside the first lies how its first images emerged.
+or absent, and says how often the network was called for it, on which device, and the sha256 of its pixels: one that is
+drawn again must have the same. Beside it lie its features, taken where it was drawn; beside the first also how its
+first images emerged.
 """
 
+import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +25,12 @@ from .checkpoint import weights_digest
 from .compiler import check_compiler
 from .config import SampleConfig
 from .drawing import images_counted, strip
-from .errors import DataError, TrainingError
+from .errors import DataError, SamplingError, TrainingError
 from .fan_out import actor_pool, fan_out
-from .files import read_arrays, write_arrays
+from .features import Batch, Extraction, FeatureFiles
+from .files import read_arrays, remove_drafts, write_arrays
 from .keyroles import identity
+from .reference import extraction_of
 from .stage import Facts, Run, Stage
 from .trained_model import ModelFolders, posthoc_average, weights_identity
 
@@ -36,7 +42,7 @@ class Sample(Stage):
     """Draws `sample.images` images; chunks that exist already are kept."""
 
     name = "sample"
-    format = 4
+    format = 5
 
     def identity(self, run: Run) -> Any:
         guide = run.results.get("guide")
@@ -52,18 +58,21 @@ class Sample(Stage):
         device = run.joined.device_type
         folders, average, trained = ModelFolders.of(run), posthoc_average(run), run.results["train"].facts
         chunks = Chunks(folder, config, device)
+        remove_drafts(folder)
         missing = [chunk for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
         to_draw = sum(chunks.images_of(chunk) for chunk in missing)
         drawn, seconds = config.images - to_draw, 0.0
-        processes = min(run.processes, len(missing))
+        extraction = extraction_of(run) if "reference" in run.results else None
         timeout_s = run.config.cluster.task_timeout_s
         with (
             run.terminal.progress(config.images, "images") as progress,
-            actor_pool(run.joined, processes, Drawer, folders, chunks, run.threads) as actors,
+            actor_pool(
+                run.joined, run.samplers(len(missing)), Drawer, folders, chunks, run.threads, extraction
+            ) as pool,
         ):
             progress.update(drawn)  # only now: the rate is that of drawing
             start = time.perf_counter()
-            for chunk in fan_out(actors, missing, "draw", self.name, timeout_s):
+            for chunk in fan_out(pool, missing, "draw", self.name, timeout_s):
                 drawn += chunks.images_of(chunk)
                 progress.update(drawn)
             seconds = time.perf_counter() - start
@@ -72,6 +81,7 @@ class Sample(Stage):
             "network_evaluations": chunks.network_evaluations(),
             "images_per_s": round(to_draw / seconds, 1) if missing else None,
             "device_type": device,
+            "devices": chunks.devices(),
             "weights_digest": weights_digest(load_file(folders.weights)) if average else trained["weights_digest"],
             "sigma_rel": config.sigma_rel,
             "reconstruction_error": average and average.reconstruction.error,
@@ -147,6 +157,35 @@ class Chunks:
         last = -(-images // self.config.chunk_images)
         return np.concatenate([self.read(chunk) for chunk in range(last)])[:images]
 
+    def batch(self, chunk: int) -> Batch:
+        """The chunk as images whose features are taken together."""
+        return Batch("samples", chunk, self.images_of(chunk))
+
+    def batches(self) -> Iterator[Batch]:
+        """All chunks, in order."""
+        return map(self.batch, range(self.count))
+
+    def features(self, extractor_digest: str) -> FeatureFiles:
+        """Where the features of the chunks are, or are to be, by the extractor of these weights."""
+        return FeatureFiles(self.folder, extractor_digest, self.device_type)
+
+    def check_same(self, chunk: int, device: str, pixels_sha256: str) -> None:
+        """SamplingError where the chunk is there, was drawn on such a device, and has other pixels."""
+        try:
+            kept_sha256, kept_device = (str(each) for each in read_arrays(self.path(chunk), "pixels_sha256", "device"))
+        except DataError:
+            return
+        if (kept_device, kept_sha256 != pixels_sha256) == (device, True):
+            raise SamplingError(
+                f"{self.path(chunk)}: non-deterministic sampler: drawn again on {device}, its pixels have sha256 "
+                f"{pixels_sha256[:12]} and not {kept_sha256[:12]}; scores would depend on chance. Are nodes of one "
+                f"device of different software? Else report it; remove {self.folder} to draw all of it anew"
+            )
+
+    def devices(self) -> list[str]:
+        """Names of the devices that drew the set, sorted."""
+        return sorted({str(read_arrays(self.path(chunk), "device")[0]) for chunk in range(self.count)})
+
     def network_evaluations(self) -> float:
         """Calls of the network for each image, mean over the whole set. DataError where a chunk is missing."""
         chunks = range(self.count)
@@ -155,9 +194,11 @@ class Chunks:
 
 
 class Drawer:
-    """Runs as an actor: loads the weights once and draws chunks."""
+    """Runs as an actor: loads the weights once, draws chunks, and takes their features on the way."""
 
-    def __init__(self, folders: ModelFolders, chunks: Chunks, threads: int) -> None:
+    def __init__(
+        self, folders: ModelFolders, chunks: Chunks, threads: int, extraction: Extraction | None = None
+    ) -> None:
         torch.set_num_threads(threads)
         if chunks.config.compile:
             check_compiler("sample.compile")
@@ -165,6 +206,7 @@ class Drawer:
         self.sampler, self.guidance = chunks.config.sampler, chunks.config.guidance
         self.device = torch.device(chunks.device_type)
         self.model = folders.load(self.guidance, self.device, chunks.config.execution)
+        self.extractor = extraction and extraction.load(chunks.device_type)
 
     def ready(self) -> None:
         """Returns once the weights are loaded."""
@@ -188,9 +230,23 @@ class Drawer:
                 f"to x0_and_eps, or loosen the tolerances of an adaptive sampler"
             ) from None
         kept = self.chunks.images_of(chunk)
+        pixels = images[:kept].cpu().numpy()
+        sha256, device = hashlib.sha256(pixels.tobytes()).hexdigest(), device_name(self.device)
+        self.chunks.check_same(chunk, device, sha256)
+        if self.extractor:
+            self.chunks.features(self.extractor.digest).write(self.chunks.batch(chunk), self.extractor(pixels))
         write_arrays(
             self.chunks.path(chunk),
-            images=images[:kept].cpu().numpy(),
+            images=pixels,
             seeds=seeds[:kept],
             network_evaluations=np.array(count() / len(seeds)),
+            pixels_sha256=np.array(sha256),
+            device=np.array(device),
         )
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of processor: on one kind the same chunk has the same pixels, to the bit."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"

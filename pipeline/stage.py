@@ -7,6 +7,7 @@ where it stopped.
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from .cluster import Cluster
 from .config import Config
-from .files import digest, exclusive, read_json, write_json
+from .files import digest, exclusive, in_turn, read_json, write_json
 from .keyroles import identity
 from .mlflow_store import resolve_uri
 from .shard_index import ShardIndex
@@ -86,10 +87,10 @@ class Run:
         assert self.cluster is not None
         return self.cluster
 
-    @property
-    def processes(self) -> int:
-        """Sampling and scoring processes."""
-        return self.config.cluster.num_samplers or min(self.config.train.worker_range)
+    def samplers(self, tasks: int) -> tuple[int, int]:
+        """The fewest and the most processes that draw or score, where there are so many tasks."""
+        fewest, most = self.config.sampler_range
+        return min(fewest, tasks), min(most, tasks)
 
     @property
     def threads(self) -> int:
@@ -115,6 +116,9 @@ class Stage(ABC):
     def wanted(self, config: Config) -> bool:  # noqa: ARG002  # some look at it
         """Whether a run of this configuration has the stage."""
         return True
+
+    shared: bool = False
+    """Whether other runs may want the same result at the same time: then they wait for it."""
 
     @abstractmethod
     def identity(self, run: Run) -> Any:
@@ -142,12 +146,22 @@ class Stage(ABC):
         return Result(done.parent, record["facts"], record["seconds"], reused=True)
 
     def finish(self, run: Run) -> Result:
-        """Computes the result, or goes on computing it. PipelineError while another process does."""
+        """Computes the result, or goes on computing it. While another process does, that is a PipelineError, or awaited
+        where the stage is `shared`.
+        """
         folder = self.folder(run)
-        with exclusive(folder, f"{self.name} stage"):
+        with self._held(run, folder):
+            if self.shared and (made := self.recall(run)):  # while this one waited
+                return made
             start = time.perf_counter()
             facts = self.compute(run, folder)
             seconds = round(time.perf_counter() - start, 2)
             record = {"stage": self.name, "format": self.format, "seconds": seconds, "facts": facts}
             write_json(folder / "done.json", record)
         return Result(folder, facts, seconds, reused=False)
+
+    def _held(self, run: Run, folder: Path) -> AbstractContextManager[None]:
+        if not self.shared:
+            return exclusive(folder, f"{self.name} stage")
+        folder.mkdir(parents=True, exist_ok=True)
+        return in_turn(folder, f"{self.name} stage", run.config.cluster.task_timeout_s)

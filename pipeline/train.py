@@ -21,7 +21,8 @@ from .averages import AVERAGES, clear_posthoc, kept
 from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, weights_digest
 from .cluster import Cluster
 from .config import ClusterConfig, Config
-from .curve import Point, read_curve, recorded, restore_curve
+from .curve import read_curve, recorded, restore_curve
+from .curve_buffer import Point
 from .errors import PipelineError, TrainingError
 from .files import read_json, write_text
 from .keyroles import identity

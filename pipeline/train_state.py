@@ -12,7 +12,7 @@ from model import EMAs, LossHistory
 from .parallel import load_whole
 
 if TYPE_CHECKING:  # a step needs neither Ray nor files
-    from .curve import Point
+    from .curve_buffer import Point
 
 
 @dataclass

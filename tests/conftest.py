@@ -30,6 +30,7 @@ _ON_CLUSTERS = (
     "test_gauges",
     "test_failures",
     "test_timeouts",
+    "test_fan_out",
     "test_guided",
     "test_recipes",
     "test_remote_training",

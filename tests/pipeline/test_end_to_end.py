@@ -27,7 +27,7 @@ train:
   learning_rate: 2.0e-3
   warmup_images: 320
   checkpoint_images: 800
-  log_images: 400
+  log_images: 480
 sample: {images: 300, chunk_images: 20, sampler: {kind: ddim, steps: 25, eta: 0.5, grid: uniform}}
 evaluate: {extractor: {kind: classifier, images: 4_000, width: 4, features: 16}}
 register: {model_name: ddpm-tiny}
@@ -70,7 +70,7 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     scores = summary["scores"]
     assert {"fid_classifier", "inception_score_classifier_mean", "inception_score_classifier_std"} <= set(scores)  # type: ignore[call-overload]
     assert all(np.isfinite(value) for value in scores.values())  # type: ignore[attr-defined]
-    assert set(summary["seconds"]) == {"prepare", "train", "sample", "evaluate", "register"}  # type: ignore[call-overload]
+    assert set(summary["seconds"]) == {"prepare", "train", "reference", "sample", "evaluate", "register"}  # type: ignore[call-overload]
     assert summary["train_images_per_s"] > 0  # type: ignore[operator]
     assert 0 < summary["train_matmul_fraction"] < 1  # type: ignore[operator]
     assert sum(summary["train_time"].values()) == pytest.approx(1, abs=1e-3)  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Un
     _, finished = undisturbed
     assert finished.stderr == ""
     lines = finished.stdout.splitlines()
-    for stage in ("prepare", "train", "sample", "evaluate", "register", "total"):
+    for stage in ("prepare", "train", "reference", "sample", "evaluate", "register", "total"):
         assert any(line.startswith(stage) for line in lines), stage
     assert "\x1b" not in finished.stdout
     assert sum("% of the matmul rate" in line for line in lines) == 2  # after the training, and at the end
@@ -97,7 +97,7 @@ def test_every_stage_but_register_is_found_again_by_the_same_command(undisturbed
     before = summary_of(folder)
     again = run_here("run", folder, JOINED, "train.num_workers=1")  # a resource: not part of what is computed
     assert again.returncode == 0, again.stderr
-    assert skipped(again) == 4
+    assert skipped(again) == 5
     after = summary_of(folder)
     for key in ("scores", "weights_digest", "model_version", "protocol_digest"):
         assert after[key] == before[key]
@@ -127,10 +127,10 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     assert tracked.data.params["sample.sampler.eta"] == "0.5"
     assert tracked.data.metrics["network_evaluations"] == 25
     curve = client.get_metric_history(tracked.info.run_id, "loss")
-    assert [point.step for point in curve] == [400 * number for number in range(1, 13)]
+    assert [point.step for point in curve] == [480 * number for number in range(1, 11)]
     assert curve[-1].value < curve[0].value / 2
     for name in ("compute_share", "flop_per_s", "matmul_fraction"):
-        assert len(client.get_metric_history(tracked.info.run_id, name)) == 12
+        assert len(client.get_metric_history(tracked.info.run_id, name)) == 10
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
     assert {"pictures/samples.png", "pictures/denoising.png", "pictures/loss.png"} <= pictures
@@ -161,7 +161,7 @@ def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undi
     folder, _ = undisturbed
     other = run_here("run", folder, JOINED, "sample.sampler.steps=5", "name=five")
     assert other.returncode == 0, other.stderr
-    assert skipped(other) == 2
+    assert skipped(other) == 3
     (path,) = folder.glob("outputs/five-*/summary.json")
     summary = json.loads(path.read_text())
     assert summary["model_version"] == 2
@@ -195,7 +195,7 @@ def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
 ) -> None:
     folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
     for stage in undisturbed[0].glob("outputs/stages/*"):
-        if stage.name.partition("-")[0] in ("prepare", "train"):
+        if stage.name.partition("-")[0] in ("prepare", "train", "reference"):
             shutil.copytree(stage, folder / stage.relative_to(undisturbed[0]))
 
     def sampled_some() -> bool:
@@ -206,7 +206,7 @@ def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     assert not list(folder.glob("outputs/stages/sample-*/done.json"))
     finished = run_here("run", folder, JOINED)
     assert finished.returncode == 0, finished.stderr
-    assert skipped(finished) == 2
+    assert skipped(finished) == 3
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"
     assert_same_summary(folder, undisturbed[0])
 

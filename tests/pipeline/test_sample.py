@@ -12,7 +12,7 @@ from model import DDIM, DDPMUNet, ModelSpec, VPCosine
 from pipeline.checkpoint import SPEC, WEIGHTS
 from pipeline.config import SampleConfig
 from pipeline.drawing import images_counted
-from pipeline.errors import DataError, TrainingError
+from pipeline.errors import DataError, SamplingError, TrainingError
 from pipeline.files import read_arrays, write_arrays
 from pipeline.sample import Chunks, Drawer
 from pipeline.trained_model import ModelFolders
@@ -89,8 +89,23 @@ def test_calls_of_the_network_are_counted_and_not_taken_from_the_configuration(t
         worker.draw(chunk)
     assert chunks.network_evaluations() == 2
     worker.sampler = DDIM(steps=9)  # as an adaptive sampler might on the last chunk, of one image
+    chunks.path(2).unlink()
     worker.draw(2)
     assert chunks.network_evaluations() == pytest.approx((3 * 2 + 3 * 2 + 1 * 9) / 7)
+
+
+def test_a_chunk_that_comes_out_otherwise_the_second_time_is_told_of(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    worker = drawer(tmp_path, chunks)
+    worker.draw(1)
+    kept = chunks.path(1).read_bytes()
+    worker.draw(1)
+    worker.sampler = DDIM(steps=9)
+    says = r"chunk-000001-cpu\.npz: non-deterministic sampler: drawn again on CPU .*, its pixels have sha256"
+    with pytest.raises(SamplingError, match=says):
+        worker.draw(1)
+    assert chunks.path(1).read_bytes() == kept
+    chunks.check_same(1, "another processor", "0" * 64)  # which may round otherwise
 
 
 def test_a_batch_of_two_halves_counts_both_and_nothing_is_counted_afterwards() -> None:

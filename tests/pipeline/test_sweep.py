@@ -73,7 +73,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_all_combinations_share_one_checkpoint(swept: Swept) -> None:
     stages = sorted(path.parent.name.partition("-")[0] for path in times_of_results(swept[0]))
-    assert stages == ["evaluate"] * 3 + ["prepare"] + ["sample"] * 3 + ["train"]
+    assert stages == ["evaluate"] * 3 + ["prepare", "reference"] + ["sample"] * 3 + ["train"]
 
 
 def test_the_table_has_a_row_for_each_combination_with_measured_evaluations_and_all_scores(swept: Swept) -> None:
@@ -154,7 +154,7 @@ def test_the_same_sweep_again_computes_nothing_and_logs_nothing_twice(swept: Swe
 
 def test_a_run_of_one_combination_finds_what_the_sweep_computed(swept: Swept) -> None:
     printed = done("evaluate", swept[0], "sample.sampler.kind=ancestral", "sample.sampler.steps=2")
-    assert sum(line.startswith("  skipped: same inputs") for line in printed.splitlines()) == 4
+    assert sum(line.startswith("  skipped: same inputs") for line in printed.splitlines()) == 5
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_fac
     folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
     kill_when(lambda: bool(list(folder.glob("outputs/stages/evaluate-*/done.json"))), "sweep", folder, SWEPT)
     before = times_of_results(folder)
-    assert len(before) == 4  # prepare, train, and one combination's sample and evaluate
+    assert len(before) == 5  # prepare, train, reference, and one combination's sample and evaluate
     assert done("sweep", folder, SWEPT).count("found again") == 1
     assert before.items() <= times_of_results(folder).items()
     figures = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]

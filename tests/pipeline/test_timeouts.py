@@ -62,29 +62,29 @@ def with_settings(cluster: Cluster, **settings: Any) -> Cluster:
 def test_actors_for_which_there_is_no_room_are_given_up(cluster: Cluster) -> None:
     shrunk = with_settings(cluster, cpus_per_worker=64, timeout_s=1.0)
     says = r"Sleeper: 0 of 2 processes have started after 1 s \(cluster\.timeout_s\); has the cluster lost nodes"
-    with pytest.raises(ClusterError, match=says), actor_pool(shrunk, 2, sleeper()):
+    with pytest.raises(ClusterError, match=says), actor_pool(shrunk, (2, 2), sleeper()):
         pass
 
 
 def test_what_making_an_actor_raises_is_told(cluster: Cluster) -> None:
     with (
         pytest.raises(PipelineError, match=r"a worker process failed: .*DataError: restore the weights;"),
-        actor_pool(cluster, 1, sleeper(), True),
+        actor_pool(cluster, (1, 1), sleeper(), True),
     ):
         pass
 
 
 def test_no_actors_are_ready_at_once(cluster: Cluster) -> None:
-    with actor_pool(cluster, 0, sleeper()) as actors:
-        assert list(fan_out(actors, [], "sleep", "sample", 0.1)) == []
+    with actor_pool(cluster, (0, 0), sleeper()) as pool:
+        assert list(fan_out(pool, [], "sleep", "sample", 0.1)) == []
 
 
 def test_a_task_that_hangs_fails_the_stage_after_the_others_are_done(cluster: Cluster) -> None:
     done = []
 
     def draw() -> None:
-        with actor_pool(cluster, 2, sleeper()) as actors:
-            done.extend(fan_out(actors, [0.01, 600.0, 0.02], "sleep", "sample", 2))
+        with actor_pool(cluster, (2, 2), sleeper()) as pool:
+            done.extend(fan_out(pool, [0.01, 600.0, 0.02], "sleep", "sample", 2))
 
     says = (
         r"sample: none of 2 processes has finished a task for 2 s \(cluster\.task_timeout_s\); .*what is done is kept"
@@ -96,16 +96,16 @@ def test_a_task_that_hangs_fails_the_stage_after_the_others_are_done(cluster: Cl
 
 def test_it_is_the_time_without_a_finished_task_that_counts(cluster: Cluster) -> None:
     tasks = [0.4] * 8
-    with actor_pool(cluster, 1, sleeper()) as actors:
-        assert list(fan_out(actors, tasks, "sleep", "sample", 2)) == tasks  # 3.2 s together
+    with actor_pool(cluster, (1, 1), sleeper()) as pool:
+        assert list(fan_out(pool, tasks, "sleep", "sample", 2)) == tasks  # 3.2 s together
 
 
 @pytest.mark.usefixtures("cluster")
 def test_one_piece_of_work_that_hangs_is_named() -> None:
     training = ray.remote(num_cpus=1)(lambda: time.sleep(600)).remote()
-    says = r"evaluate: the classifier has not been trained for 1 s \(cluster\.task_timeout_s\)"
+    says = r"reference: the classifier has not been trained for 1 s \(cluster\.task_timeout_s\)"
     with pytest.raises(PipelineError, match=says):
-        awaited(training, "evaluate: the classifier has not been trained", 1)
+        awaited(training, "reference: the classifier has not been trained", 1)
     ray.cancel(training, force=True)
     assert awaited(ray.put(7), "nothing", 1) == 7
 
@@ -171,7 +171,7 @@ def test_training_for_which_there_is_no_room_any_more_is_given_up(run: Run, clus
     waiting = Run(config, Terminal(), run.cluster, results=dict(run.results))
     everything = with_settings(cluster, cpus_per_worker=int(cluster.cpus), timeout_s=60.0)
     with (
-        actor_pool(everything, 1, sleeper()),
+        actor_pool(everything, (1, 1), sleeper()),
         pytest.raises(ClusterError, match=r"^train: 2 workers have not started for 3 s \(cluster\.timeout_s\)"),
     ):
         Train().finish(waiting)
