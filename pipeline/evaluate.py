@@ -19,9 +19,9 @@ from evaluation import (
     Extractor,
     ExtractorIdentity,
     Features,
-    Inception,
     Protocol,
     Reference,
+    WeightsFile,
     joined,
     load_extractor,
     save_classifier,
@@ -41,7 +41,8 @@ from .shard_index import ShardIndex
 from .stage import Facts, Run, Stage
 
 if TYPE_CHECKING:
-    from evaluation.scores import Score, ScoreNames, Statistics
+    from evaluation.moments import Statistics
+    from evaluation.scores import Score, ScoreNames
 
 PROTOCOL = "protocol.json"
 _CLASSIFIER, _EXTRACTOR = "classifier.safetensors", "extractor.json"
@@ -129,7 +130,7 @@ class Work:
 
     def extractor_digest(self) -> str:
         """sha256 of the extractor's weights file."""
-        if isinstance(self.extractor, Inception):
+        if isinstance(self.extractor, WeightsFile):
             return self.extractor.file_digest()
         return sha256_of(self.classifier)
 
@@ -183,8 +184,9 @@ class FeatureWriter:
 
 def _extractor_identity(extractor: Extractor) -> Any:
     """What decides the features: of weights in a file, what they are and not where."""
-    if isinstance(extractor, Inception):
-        return {"kind": extractor.kind, "layer": extractor.layer, "weights": extractor.file_digest()}
+    if isinstance(extractor, WeightsFile):
+        chosen = extractor.model_dump(mode="json", exclude={"weights", "weights_sha256"})
+        return chosen | {"weights": extractor.file_digest()}
     return identity(extractor)
 
 
@@ -218,7 +220,7 @@ def _work(run: Run, folder: Path) -> Work:
     extractor = config.evaluate.extractor
     key = digest([_extractor_identity(extractor), data["data_digest"], config.sample.chunk_images])
     return Work(
-        extractor=extractor.absolute() if isinstance(extractor, Inception) else extractor,
+        extractor=extractor.absolute() if isinstance(extractor, WeightsFile) else extractor,
         chunks=Chunks(sampled.folder, config.sample, sampled.facts["device_type"]),
         index_folder=run.results["prepare"].folder,
         train_images=data["train_images"],
@@ -242,13 +244,15 @@ def _train_classifier(work: Work) -> None:
 def _score(run: Run, work: Work, folder: Path) -> Facts:
     """All scores, what the same measure says of real images, and the protocol that they were measured under."""
     from evaluation import fidelity, scores
+    from evaluation.feature_set import FEWEST_IMAGES, FeatureSet, feature_statistics
 
     extractor = ExtractorIdentity.model_validate(read_json(work.reference / _EXTRACTOR))
     samples, train = work.features("samples", extractor.digest), work.features("train", extractor.digest)
-    reference = scores.feature_statistics(train.pool)
-    found = scores.score(extractor, samples, reference)
+    reference = feature_statistics(train.pool)
+    generated = FeatureSet.of(samples, run.config.sample.chunk_images)
+    found = scores.score(extractor, generated, reference, train.pool)
     names = scores.score_names(extractor)
-    if work.heldout_images >= scores.FEWEST_IMAGES:
+    if work.heldout_images >= FEWEST_IMAGES:
         heldout = work.features("heldout", extractor.digest)
         found |= _beside_real_images(work, names, samples, heldout, reference)
     spec = run.config.spec
@@ -293,12 +297,13 @@ def _beside_real_images(
     The Frechet distance falls with the number of images, so only equal numbers are set side by side.
     """
     from evaluation import scores
+    from evaluation.feature_set import feature_statistics
 
     distance = names.frechet_distance
     count = len(heldout.pool)
-    found = {f"{distance}_heldout": scores.frechet_distance(scores.feature_statistics(heldout.pool), reference)}
+    found = {f"{distance}_heldout": scores.frechet_distance(feature_statistics(heldout.pool), reference)}
     if count <= len(samples.pool):
-        as_many = scores.feature_statistics(samples.pool[:count])
+        as_many = feature_statistics(samples.pool[:count])
         found[f"{distance}_as_many_samples"] = scores.frechet_distance(as_many, reference)
     if work.extractor.kind == "classifier":
         drawn, real = scores.class_report(samples.logits), scores.class_report(heldout.logits)
