@@ -22,7 +22,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 
 
 class DINOv2(WeightsFile):
-    """DINOv2's ViT-S/14, B/14 or L/14, from a local file: its Frechet distance follows what people see more closely."""
+    """DINOv2's ViT-S/14, B/14 or L/14 from a local file: by Stein et al. 2023 the closest to what people see."""
 
     kind: Literal["dinov2"] = "dinov2"
     weights: str

@@ -168,5 +168,7 @@ def test_two_imported_references_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_statistics_of_another_tool_are_not_taken_for_ours(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"key is not a file in the archive.*import it where another tool made it"):
+    with pytest.raises(
+        EvaluationError, match=r"key is not a file in the archive.*import it where another tool made it"
+    ):
         read_reference(theirs(tmp_path / "theirs.npz"))
