@@ -5,6 +5,7 @@ torch-fidelity and matplotlib, and `pipeline check` should not wait for them.
 """
 
 from .classifier import Classifier, save_classifier, train_classifier
+from .dinov2 import DINOv2
 from .errors import EvaluationError
 from .extractors import (
     Extractor,
@@ -18,9 +19,11 @@ from .extractors import (
 from .inception import Inception
 from .likelihoods import Likelihood, ODELikelihood, Results, VariationalBound, check_likelihoods
 from .protocol import Protocol, Reference, differences
+from .weights_file import WeightsFile
 
 __all__ = [
     "Classifier",
+    "DINOv2",
     "EvaluationError",
     "Extractor",
     "ExtractorIdentity",
@@ -33,6 +36,7 @@ __all__ = [
     "Reference",
     "Results",
     "VariationalBound",
+    "WeightsFile",
     "check_likelihoods",
     "differences",
     "extract",

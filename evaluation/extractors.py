@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from model import Record
 
 from .classifier import Classifier, load_classifier
+from .dinov2 import DINOv2, build_vision_transformer
 from .errors import EvaluationError
-from .inception import Inception, read_weights
+from .inception import Inception
 
-Extractor = Annotated[Classifier | Inception, Field(discriminator="kind")]
+Extractor = Annotated[Classifier | Inception | DINOv2, Field(discriminator="kind")]
 
 INCEPTION_CLASSES = 1008
 
@@ -35,8 +36,8 @@ class ExtractorIdentity(Record):
     """The layer whose features the Frechet distance compares."""
     digest: str
     """sha256 of the weights file."""
-    resize: Literal["none", "tf1-bilinear-299"]
-    """How images are resized before the network sees them."""
+    resize: Literal["none", "tf1-bilinear-299", "pil-bicubic-224", "unknown"]
+    """How images are resized before the network sees them; unknown only of a reference that others made."""
 
 
 class Features(NamedTuple):
@@ -45,7 +46,7 @@ class Features(NamedTuple):
     pool: NDArray[np.float32]
     """[B, D], for the Frechet distance."""
     logits: NDArray[np.float32]
-    """[B, K], for the Inception Score."""
+    """[B, K], for the Inception Score; K = 0 where the network knows no classes."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class LoadedExtractor:
     module: nn.Module
     device: torch.device
     classes: int
-    """K, the number of logits."""
+    """K, the number of logits; 0: none."""
     image_shape: tuple[int, int, int] | None
     """The only [H, W, C] it takes; None: any size, grey or RGB."""
 
     @property
     def name(self) -> str:
-        """The kind: `classifier` or `inception`."""
+        """The kind: `classifier`, `inception` or `dinov2`."""
         return self.identity.kind
 
     @property
@@ -109,12 +110,14 @@ def _check_images(extractor: LoadedExtractor, images: NDArray[Any]) -> None:
 
 
 def load_extractor(spec: Extractor, classifier_weights: Path, device: str = "cpu") -> LoadedExtractor:
-    """Load onto `device`. `classifier_weights`: where `save_classifier` wrote; not read for Inception."""
+    """Load onto `device`. `classifier_weights`: where `save_classifier` wrote; read for a classifier only."""
     match spec:
         case Classifier():
             return _load_classifier(classifier_weights, torch.device(device))
         case Inception():
             return _load_inception(spec, torch.device(device))
+        case DINOv2():
+            return _load_dinov2(spec, torch.device(device))
 
 
 def _load_classifier(weights: Path, device: torch.device) -> LoadedExtractor:
@@ -136,7 +139,7 @@ def _load_classifier(weights: Path, device: torch.device) -> LoadedExtractor:
 def _load_inception(spec: Inception, device: torch.device) -> LoadedExtractor:
     from . import fidelity
 
-    state, digest = read_weights(spec)
+    state, digest = spec.read()
     # Published sets of partial weights mark what is missing by NaN; the layers behind would only spread it.
     finite = all(torch.isfinite(value).all() for value in state.values())
     layers: list[str] = [spec.layer, "logits_unbiased"] if finite else [spec.layer]
@@ -149,6 +152,15 @@ def _load_inception(spec: Inception, device: torch.device) -> LoadedExtractor:
         ) from None
     identity = ExtractorIdentity(kind="inception", layer=spec.layer, digest=digest, resize="tf1-bilinear-299")
     return LoadedExtractor(identity, module, device, INCEPTION_CLASSES, None)
+
+
+def _load_dinov2(spec: DINOv2, device: torch.device) -> LoadedExtractor:
+    state, digest = spec.read()
+    module = build_vision_transformer(state, spec.path).to(device)
+    identity = ExtractorIdentity(
+        kind="dinov2", layer=f"class-token-{module.width}", digest=digest, resize="pil-bicubic-224"
+    )
+    return LoadedExtractor(identity, module, device, 0, None)
 
 
 def extract(extractor: LoadedExtractor, chunks: Iterable[NDArray[np.uint8]]) -> Features:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
@@ -24,6 +26,10 @@ VERSION: str = torch_fidelity.__version__
 CLASSIFIER = "diffusion-classifier"  # our extractor's name inside torch-fidelity
 INCEPTION = "inception-v3-compat"
 INCEPTION_SCORE_SPLITS = 10
+SHUFFLE_SEED = 2020  # torch-fidelity's default, so that its own command gives the same scores
+KERNEL_DISTANCE_SUBSETS = 100
+NEIGHBOURHOOD = 3
+_BLOCK_IMAGES = 1000  # whose distances to 10,000 others are 80 MB
 
 
 def statistics(features: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -31,7 +37,7 @@ def statistics(features: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64]
 
     Given float32 features torch-fidelity would take the mean in float32, hence the conversion.
     """
-    found = fid_features_to_statistics(torch.from_numpy(features.astype(np.float64)))
+    found = fid_features_to_statistics(_float64(features))
     return found["mu"], np.atleast_2d(found["sigma"])
 
 
@@ -48,11 +54,43 @@ def frechet_distance(
 
 def inception_score(logits: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Mean and standard deviation over ten splits of shuffled images. Salimans et al. 2016. [N, K]."""
-    # The seed of the shuffle is torch-fidelity's default, so that its own command gives the same score.
-    found = isc_features_to_metric(
-        torch.from_numpy(logits.astype(np.float64)), splits=INCEPTION_SCORE_SPLITS, shuffle=True, rng_seed=2020
-    )
+    found = isc_features_to_metric(_float64(logits), splits=INCEPTION_SCORE_SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
     return float(found[torch_fidelity.KEY_METRIC_ISC_MEAN]), float(found[torch_fidelity.KEY_METRIC_ISC_STD])
+
+
+def kernel_distance(
+    generated: NDArray[np.floating[Any]], real: NDArray[np.floating[Any]], subset_size: int
+) -> tuple[float, float]:
+    """KID: mean and standard deviation over 100 subsets of so many images. Binkowski et al. 2018, sections 3 and 4.
+
+    Squared maximum mean discrepancy, unbiased, for the kernel (a b / D + 1)^3. [N, D] and [M, D].
+    """
+    found = kid_features_to_metric(
+        _float64(generated),
+        _float64(real),
+        kid_subsets=KERNEL_DISTANCE_SUBSETS,
+        kid_subset_size=subset_size,
+        rng_seed=SHUFFLE_SEED,
+        verbose=False,
+    )
+    return float(found[torch_fidelity.KEY_METRIC_KID_MEAN]), float(found[torch_fidelity.KEY_METRIC_KID_STD])
+
+
+def precision_recall(generated: NDArray[np.floating[Any]], real: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Shares of generated images among the real ones, and of real ones among the generated. [N, D] and [M, D].
+
+    Kynkaanniemi et al. 2019, eq. 1 and 2: among a set is what is within the distance of one of its images to the third
+    nearest of the others.
+    """
+    found = prc_features_to_metric(
+        _float64(generated),
+        _float64(real),
+        prc_neighborhood=NEIGHBOURHOOD,
+        prc_batch_size=_BLOCK_IMAGES,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return float(found[torch_fidelity.KEY_METRIC_PRECISION]), float(found[torch_fidelity.KEY_METRIC_RECALL])
 
 
 class ClassifierExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
@@ -98,6 +136,10 @@ def inception_module(state: dict[str, Tensor], layers: list[str]) -> nn.Module:
     torch.save(state, file)
     file.seek(0)
     return _create(INCEPTION, layers, file)
+
+
+def _float64(features: NDArray[np.floating[Any]]) -> Tensor:
+    return torch.from_numpy(features.astype(np.float64))
 
 
 def _create(name: str, layers: list[str], weights: Path | io.BytesIO) -> nn.Module:

@@ -16,13 +16,13 @@ class Reference(Record):
     """The real images that the generated ones are compared with."""
 
     data_digest: str
-    """Digest of the whole data set, from its shard index."""
+    """Digest of the whole data set, from its shard index; of statistics that others made, `statistics:` and theirs."""
     split: str
-    """Part of the data set: train or heldout."""
-    images: int = Field(ge=2)
-    """Number of reference images."""
-    flipped: bool = False
-    """Whether each image was also counted mirrored."""
+    """Part of the data set: train or heldout; unknown of statistics that others made."""
+    images: int | None = Field(ge=2)
+    """Number of reference images; null: unknown."""
+    flipped: bool | None = False
+    """Whether each image was also counted mirrored; null: unknown."""
 
 
 class Protocol(Record):
@@ -73,7 +73,12 @@ class Protocol(Record):
 
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:
     """What keeps two scores apart, such as `sample images: 2000 against 1000`. Empty: comparable."""
-    mine, other = dict(_leaves(ours.choices)), dict(_leaves(theirs.choices))
+    return differing(ours.choices, theirs.choices)
+
+
+def differing(ours: Mapping[str, JsonValue], theirs: Mapping[str, JsonValue]) -> list[str]:
+    """Where two trees of choices differ, in words: `reference split: train against heldout`."""
+    mine, other = dict(_leaves(ours)), dict(_leaves(theirs))
     names = [*mine, *(name for name in other if name not in mine)]
     return [
         f"{_label(name)}: {mine.get(name, 'absent')} against {other.get(name, 'absent')}"

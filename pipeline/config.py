@@ -75,6 +75,10 @@ class EvaluateConfig(Record):
 
     extractor: Extractor
     """Network whose features are compared."""
+    keep_features: bool = True
+    """Keep the features of all images in memory while they are scored, 4 bytes for each number, to score by the very
+    arithmetic of torch-fidelity; false: fold them into moments chunk by chunk, which is the same to rounding, for sets
+    that memory does not hold."""
     likelihoods: tuple[Likelihood, ...] = ()
     """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
 

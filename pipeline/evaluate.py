@@ -4,28 +4,36 @@ The features of the drawn images lie beside them already, where they were drawn 
 here.
 """
 
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from evaluation import ExtractorIdentity, Features, Protocol
-from evaluation import Reference as ReferenceIdentity
+from evaluation import ExtractorIdentity, Protocol
 from model import default_label
 
 from .fan_out import actor_pool, fan_out
-from .features import Batch, Extraction
-from .files import write_json
+from .features import Batch, Extraction, FeatureFiles
+from .files import write_arrays, write_json
 from .keyroles import identity
 from .likelihood import measure
-from .reference import extraction_of, real_features
+from .reference import RealFeatures, extraction_of, reference_key, reference_statistics
 from .sample import Chunks
 from .stage import Facts, Run, Stage
 
 if TYPE_CHECKING:
-    from evaluation.scores import Score, ScoreNames, Statistics
+    from evaluation.feature_set import FeatureSet
+    from evaluation.moments import Statistics
+    from evaluation.scores import Score, ScoreNames
 
-PROTOCOL = "protocol.json"
+PROTOCOL, CLOSEST = "protocol.json", "closest.npz"
+_NEIGHBOURS = 3
+"""Training images that are looked for beside each sample."""
+_CLOSEST = 8  # samples that are shown beside their nearest training images
 
 
 class Evaluate(Stage):
@@ -39,11 +47,16 @@ class Evaluate(Stage):
             "samples": run.results["sample"].key,
             "device_type": run.results["sample"].facts["device_type"],
             "reference": run.results["reference"].key,
+            "keep_features": run.config.evaluate.keep_features,
             "likelihoods": [identity(each) for each in run.config.evaluate.likelihoods],
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        return _score(run, _sample_features(run), folder)
+        extraction = extraction_of(run)
+        sampled = run.results["sample"]
+        chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
+        _complete(run, extraction, chunks)
+        return _score(run, SampleFeatures(chunks, chunks.features(extraction.digest)), folder)
 
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
@@ -66,42 +79,69 @@ class FeatureWriter:
         self.chunks.features(self.extractor.digest).write(batch, features)
 
 
-def _sample_features(run: Run) -> Features:
-    """Features of the whole sample set, in order; those that are missing are taken first."""
-    sampled, extraction = run.results["sample"], extraction_of(run)
-    chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
+@dataclass(frozen=True)
+class SampleFeatures:
+    """Features of the drawn images, read from their files when they are needed."""
+
+    chunks: Chunks
+    files: FeatureFiles
+
+    @property
+    def images(self) -> int:
+        """Of the whole set."""
+        return self.chunks.config.images
+
+    def gathered(self, keep: bool) -> "FeatureSet":
+        """What the scores need of the whole set. keep: all features, in memory."""
+        from evaluation.feature_set import FeatureSet
+
+        whole = FeatureSet(self.images, keep)
+        for chunk, part in enumerate(self.files.parts(self.chunks.batches())):
+            whole.add(chunk, part)
+        return whole
+
+    def first(self, images: int) -> NDArray[np.float32]:
+        """Features of the first images of the set. -> [images, D]."""
+        chunks = -(-images // self.chunks.config.chunk_images)
+        return self.files.joined(islice(self.chunks.batches(), chunks)).pool[:images]
+
+    def logits(self) -> NDArray[np.float32]:
+        """What a classifier says of all images. -> [N, K]."""
+        return np.concatenate([part.logits for part in self.files.parts(self.chunks.batches())])
+
+
+def _complete(run: Run, extraction: Extraction, chunks: Chunks) -> None:
+    """Takes the features of chunks that were drawn without this extractor."""
     files = chunks.features(extraction.digest)
     missing = [batch for batch in chunks.batches() if files.read(batch) is None]
-    total = chunks.config.images
-    done = total - sum(batch.images for batch in missing)
+    done = chunks.config.images - sum(batch.images for batch in missing)
     with (
-        run.terminal.progress(total, "images") as progress,
+        run.terminal.progress(chunks.config.images, "images") as progress,
         actor_pool(run.joined, run.samplers(len(missing)), FeatureWriter, extraction, chunks, run.threads) as pool,
     ):
         progress.update(done)
         for batch in fan_out(pool, missing, "write", "evaluate", run.config.cluster.task_timeout_s):
             done += batch.images
             progress.update(done)
-    return files.joined(chunks.batches())
 
 
-def _score(run: Run, samples: Features, folder: Path) -> Facts:
+def _score(run: Run, samples: SampleFeatures, folder: Path) -> Facts:
     """All scores, what the same measure says of real images, and the protocol that they were measured under."""
     from evaluation import fidelity, scores
 
-    real = run.results["reference"].facts
-    extractor = ExtractorIdentity.model_validate(real["extractor"])
-    train = real_features(run, "train")
-    reference = scores.feature_statistics(train.pool)
-    found = scores.score(extractor, samples, reference)
-    names = scores.score_names(extractor)
-    if real["heldout_images"] >= scores.FEWEST_IMAGES:
-        found |= _beside_real_images(extractor, names, samples, real_features(run, "heldout"), reference)
+    real = RealFeatures.of(run)
+    extractor = reference_key(run).extractor
+    names, stored = scores.score_names(extractor), reference_statistics(run)
+    generated = samples.gathered(run.config.evaluate.keep_features)
+    found = scores.score(extractor, generated, stored, real.subset())
+    found[names.copy_rate] = _copy_rate(real, generated, folder)
+    if real.images["heldout"]:
+        found |= _beside_real_images(extractor, names, samples, real, stored)
     spec = run.config.spec
-    seeds = run.config.sample.seed + torch.arange(len(samples.logits))
+    seeds = run.config.sample.seed + torch.arange(samples.images)
     asked = default_label(spec, run.config.sample.guidance, seeds)
     if asked is not None and extractor.kind == "classifier":
-        found["class_agreement"] = scores.class_agreement(samples.logits, asked)
+        found["class_agreement"] = scores.class_agreement(samples.logits(), asked)
     likelihoods = run.config.evaluate.likelihoods
     found |= {name: scores.Score(value) for name, value in measure(run, likelihoods, folder).items()}
     protocol = Protocol(
@@ -114,9 +154,7 @@ def _score(run: Run, samples: Features, folder: Path) -> Facts:
         compile=run.config.sample.compile,
         codec_digest=spec.codec.digest,
         extractor=extractor,
-        reference=ReferenceIdentity(
-            data_digest=run.results["prepare"].facts["data_digest"], split="train", images=real["train_images"]
-        ),
+        reference=reference_key(run).reference,
         device_type=run.results["sample"].facts["device_type"],
         torch_fidelity=fidelity.VERSION,
         network_evaluations=run.results["sample"].facts["network_evaluations"],
@@ -131,24 +169,54 @@ def _score(run: Run, samples: Features, folder: Path) -> Facts:
     }
 
 
+def _copy_rate(real: RealFeatures, generated: "FeatureSet", folder: Path) -> "Score":
+    """How many samples are copies of training images; those nearest to one are written down with what they are near."""
+    from evaluation.feature_set import subset_of
+    from evaluation.neighbours import copy_rate, nearest
+    from evaluation.scores import Score
+
+    if not generated.statistics.finite:
+        return Score(None, "features are not finite: the weights lack this layer")
+    neighbours = min(_NEIGHBOURS, real.images["train"])
+    of_samples = nearest(generated.subset, real.pools("train"), neighbours)
+    closest = np.argsort(of_samples.distances[:, 0], kind="stable")[:_CLOSEST]
+    write_arrays(
+        folder / CLOSEST,
+        samples=subset_of(generated.images)[closest],
+        training=of_samples.indices[closest],
+        distances=of_samples.distances[closest],
+    )
+    if not real.images["heldout"]:
+        return Score(None, "no images were held out, and how near they are is the measure; raise data.heldout_fraction")
+    heldout = real.joined("heldout").pool
+    return copy_rate(of_samples, nearest(heldout[subset_of(len(heldout))], real.pools("train")))
+
+
 def _beside_real_images(
-    extractor: ExtractorIdentity, names: "ScoreNames", samples: Features, heldout: Features, reference: "Statistics"
+    extractor: ExtractorIdentity,
+    names: "ScoreNames",
+    samples: SampleFeatures,
+    real: RealFeatures,
+    reference: "Statistics",
 ) -> dict[str, "Score"]:
     """The same measures of real images that were held out, and of as many samples: what a perfect model would reach.
 
     The Frechet distance falls with the number of images, so only equal numbers are set side by side.
     """
     from evaluation import scores
+    from evaluation.feature_set import FEWEST_IMAGES, feature_statistics
 
-    distance = names.frechet_distance
-    count = len(heldout.pool)
-    found = {f"{distance}_heldout": scores.frechet_distance(scores.feature_statistics(heldout.pool), reference)}
-    if count <= len(samples.pool):
-        as_many = scores.feature_statistics(samples.pool[:count])
+    heldout = real.joined("heldout")
+    distance, count = names.frechet_distance, len(heldout.pool)
+    if count < FEWEST_IMAGES:
+        return {}
+    found = {f"{distance}_heldout": scores.frechet_distance(feature_statistics(heldout.pool), reference)}
+    if count <= samples.images:
+        as_many = feature_statistics(samples.first(count))
         found[f"{distance}_as_many_samples"] = scores.frechet_distance(as_many, reference)
     if extractor.kind == "classifier":
-        drawn, real = scores.class_report(samples.logits), scores.class_report(heldout.logits)
+        drawn, held = scores.class_report(samples.logits()), scores.class_report(heldout.logits)
         found["confidence_samples"] = scores.Score(drawn.mean_confidence)
-        found["confidence_heldout"] = scores.Score(real.mean_confidence)
+        found["confidence_heldout"] = scores.Score(held.mean_confidence)
         found["classes_present"] = scores.Score(float(drawn.classes_present))
     return found

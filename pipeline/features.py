@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation import Extractor, Features, Inception, LoadedExtractor, joined, load_extractor
+from evaluation import Extractor, Features, LoadedExtractor, WeightsFile, joined, load_extractor
 
 from .errors import DataError
 from .files import read_arrays, write_arrays
@@ -88,6 +88,7 @@ class FeatureFiles:
 
 def extractor_identity(extractor: Extractor) -> Any:
     """What decides the features: of weights in a file, what they are and not where."""
-    if isinstance(extractor, Inception):
-        return {"kind": extractor.kind, "layer": extractor.layer, "weights": extractor.file_digest()}
+    if isinstance(extractor, WeightsFile):
+        chosen = extractor.model_dump(mode="json", exclude={"weights", "weights_sha256"})
+        return chosen | {"weights": extractor.file_digest()}
     return identity(extractor)

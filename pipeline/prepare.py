@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import Inception
-from evaluation.inception import read_weights
+from evaluation import WeightsFile
 
 from .errors import DataError
 from .keyroles import identity
@@ -56,7 +55,7 @@ class Prepare(Stage):
 
 
 def check_prepared(run: Run) -> None:
-    """DataError or EvaluationError, before training begins, where the images or Inception's weights will not do."""
+    """DataError or EvaluationError, before training begins, where the images or the extractor's weights will not do."""
     index, config = run.index, run.config
     index.check_shards()
     images = index.count("train")
@@ -85,8 +84,8 @@ def check_prepared(run: Run) -> None:
             f"would not know it; leave it out of the labels, or hold out fewer images"
         )
     extractor = config.evaluate.extractor
-    if isinstance(extractor, Inception):
-        read_weights(extractor)
+    if isinstance(extractor, WeightsFile):
+        extractor.read()
     elif not index.class_names:
         raise DataError(
             "evaluate.extractor.kind=classifier learns from labels, and these images have none; "

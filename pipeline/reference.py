@@ -4,23 +4,26 @@ makes them, where one is to be trained on these data.
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from evaluation import (
     Classifier,
     Extractor,
     ExtractorIdentity,
     Features,
-    Inception,
+    WeightsFile,
     save_classifier,
     train_classifier,
 )
+from evaluation import Reference as ReferenceImages
 
 from .fan_out import actor_pool, awaited, fan_out
 from .features import Batch, Extraction, FeatureFiles, batches, extractor_identity
@@ -30,8 +33,14 @@ from .shard_cache import ShardCacheConfig
 from .shard_index import ShardIndex
 from .stage import Facts, Run, Stage
 
+if TYPE_CHECKING:
+    from evaluation.moments import Statistics
+    from evaluation.reference import ReferenceKey
+
 BATCH_IMAGES = 100
 """Real images whose features are taken together."""
+STATISTICS = "statistics.npz"
+"""`mu` and `sigma` of the training images' features, as pytorch-fid, clean-fid and EDM read them."""
 _CLASSIFIER, _EXTRACTOR = "classifier.safetensors", "extractor.json"
 Split = Literal["train", "heldout"]
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -48,16 +57,18 @@ class Reference(Stage):
             "extractor": extractor_identity(run.config.evaluate.extractor),
             "data": run.results["prepare"].facts["data_digest"],
             "batch_images": BATCH_IMAGES,
+            "keep_features": run.config.evaluate.keep_features,
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
+        from evaluation.reference import write_reference  # which brings torch-fidelity
+
         prepared = run.results["prepare"]
         images = RealImages(prepared.folder, run.config.data.shard_cache)
         extraction = _extraction(run, images, folder)
         files = FeatureFiles(folder, extraction.digest, run.joined.device_type)
-        all_batches = [
-            batch for split in _SPLITS for batch in batches(split, prepared.facts[f"{split}_images"], BATCH_IMAGES)
-        ]
+        real = RealFeatures(files, {split: prepared.facts[f"{split}_images"] for split in _SPLITS})
+        all_batches = [batch for split in _SPLITS for batch in real.batches(split)]
         missing = [batch for batch in all_batches if files.read(batch) is None]
         total = sum(batch.images for batch in all_batches)
         done = total - sum(batch.images for batch in missing)
@@ -71,10 +82,16 @@ class Reference(Stage):
             for batch in fan_out(pool, missing, "write", self.name, run.config.cluster.task_timeout_s):
                 done += batch.images
                 progress.update(done)
+        extractor = ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text())
+        statistics = real.statistics(run.config.evaluate.keep_features)
+        if statistics.finite:
+            write_reference(folder / STATISTICS, statistics, _key(run, extractor, real.images["train"]))
         return {
-            "extractor": ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text()).model_dump(),
+            "extractor": extractor.model_dump(),
             "device_type": files.device_type,
-            **{f"{split}_images": prepared.facts[f"{split}_images"] for split in _SPLITS},
+            "features": statistics.mu.size,
+            "finite": statistics.finite,
+            **{f"{split}_images": images for split, images in real.images.items()},
         }
 
     def figure(self, facts: Facts) -> str:
@@ -124,21 +141,93 @@ def extraction_of(run: Run) -> Extraction:
     )
 
 
-def real_features(run: Run, split: str) -> Features:
-    """Features of the `train` or `heldout` images, in order."""
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of the real images, read from their files when they are needed."""
+
+    files: FeatureFiles
+    images: Mapping[Split, int]
+    """How many, by part of the data."""
+
+    @classmethod
+    def of(cls, run: Run) -> "RealFeatures":
+        """Those that the reference stage has left."""
+        reference = run.results["reference"]
+        facts = reference.facts
+        files = FeatureFiles(reference.folder, facts["extractor"]["digest"], facts["device_type"])
+        return cls(files, {split: facts[f"{split}_images"] for split in _SPLITS})
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """Of one part of the data, in order."""
+        return batches(split, self.images[split], BATCH_IMAGES)
+
+    def parts(self, split: Split) -> Iterator[Features]:
+        """Batch by batch, in order."""
+        return self.files.parts(self.batches(split))
+
+    def joined(self, split: Split) -> Features:
+        """As one set."""
+        return self.files.joined(self.batches(split))
+
+    def pools(self, split: Split) -> Iterator[NDArray[np.float32]]:
+        """Those that distances are taken of, batch by batch. Each [n, D]."""
+        return (part.pool for part in self.parts(split))
+
+    def subset(self) -> NDArray[np.float32]:
+        """Of the training images that stand for all where a score takes too long otherwise. -> [M, D]."""
+        from evaluation.feature_set import subset_of
+
+        chosen, start, found = subset_of(self.images["train"]), 0, []
+        for pool in self.pools("train"):
+            first, last = np.searchsorted(chosen, [start, start + len(pool)])
+            found.append(pool[chosen[first:last] - start])
+            start += len(pool)
+        return np.concatenate(found)
+
+    def statistics(self, keep_features: bool) -> "Statistics":
+        """Mean and covariance of the training images'."""
+        from evaluation.feature_set import FeatureSet
+
+        whole = FeatureSet(self.images["train"], keep_features)
+        for number, part in enumerate(self.parts("train")):
+            whole.add(number, part)
+        return whole.statistics
+
+
+def reference_key(run: Run) -> "ReferenceKey":
+    """What the statistics are of: the whole training set, as it is and not mirrored."""
+    facts = run.results["reference"].facts
+    return _key(run, ExtractorIdentity.model_validate(facts["extractor"]), facts["train_images"])
+
+
+def reference_statistics(run: Run) -> "Statistics":
+    """Mean and covariance of the training images' features, verified; NaN where the extractor's weights lack them."""
+    from evaluation.moments import Statistics
+    from evaluation.reference import read_reference
+
     reference = run.results["reference"]
-    files = FeatureFiles(reference.folder, reference.facts["extractor"]["digest"], reference.facts["device_type"])
-    return files.joined(batches(split, reference.facts[f"{split}_images"], BATCH_IMAGES))
+    if reference.facts["finite"]:
+        return read_reference(reference.folder / STATISTICS, reference_key(run)).statistics
+    size, images = int(reference.facts["features"]), reference.facts["train_images"]
+    return Statistics(np.full(size, np.nan), np.full((size, size), np.nan), images)
+
+
+def _key(run: Run, extractor: ExtractorIdentity, images: int) -> "ReferenceKey":
+    from evaluation.reference import ReferenceKey
+
+    data_digest = run.results["prepare"].facts["data_digest"]
+    reference = ReferenceImages(data_digest=data_digest, split="train", images=images)
+    return ReferenceKey(reference=reference, extractor=extractor)
 
 
 def _absolute(extractor: Extractor) -> Extractor:
-    return extractor.absolute() if isinstance(extractor, Inception) else extractor
+    return extractor.absolute() if isinstance(extractor, WeightsFile) else extractor
 
 
 def _extraction(run: Run, images: RealImages, folder: Path) -> Extraction:
     """Trains the classifier where one is asked for and there is none yet."""
     extractor = _absolute(run.config.evaluate.extractor)
-    if isinstance(extractor, Inception):
+    if isinstance(extractor, WeightsFile):
         return Extraction(extractor, folder / _CLASSIFIER, extractor.file_digest())
     classifier = folder / _CLASSIFIER
     if not classifier.exists():

@@ -1,15 +1,16 @@
 """Last stage: the model becomes a version in the MLflow registry, with all that a reader needs to trust it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.pictures import denoising_strip, image_grid, loss_curve, real_and_generated
+from evaluation.pictures import denoising_strip, headed_rows, image_grid, loss_curve, real_and_generated
 
 from .checkpoint import WEIGHTS
 from .curve import read_curve
-from .evaluate import PROTOCOL
+from .evaluate import CLOSEST, PROTOCOL
 from .files import digest, read_arrays, read_json, write_json
 from .likelihood import draw_likelihoods
 from .model_package import ModelPackage
@@ -99,4 +100,26 @@ def draw_pictures(run: Run) -> list[Path]:
     real_and_generated(real, drawn[:_BESIDE_IMAGES], _BESIDE_COLUMNS, paths[1])
     denoising_strip(frames, times.tolist(), paths[2])
     loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
-    return [*paths, *draw_likelihoods(run.results["evaluate"].folder, run.folder)]
+    scored = run.results["evaluate"].folder
+    return [*paths, *_draw_closest(run, scored / CLOSEST, reader), *draw_likelihoods(scored, run.folder)]
+
+
+def _draw_closest(run: Run, closest: Path, reader: ShardReader) -> Iterator[Path]:
+    """The samples that are nearest to a training image, each beside its nearest ones, where features could tell."""
+    if not closest.exists():
+        return
+    samples, training = read_arrays(closest, "samples", "training")
+    sampled = run.results["sample"]
+    chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
+    rows = [
+        np.concatenate([chunks.image(number)[None], reader.read(nearest)])
+        for number, nearest in zip(samples.tolist(), training, strict=True)
+    ]
+    headings = ["sample", "nearest", *map(_ordinal, range(2, training.shape[1] + 1))]
+    path = run.folder / "closest.png"
+    headed_rows(np.stack(rows), headings, path)
+    yield path
+
+
+def _ordinal(number: int) -> str:
+    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -139,6 +139,12 @@ class Chunks:
             )
         return np.asarray(images)
 
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """One image of the set. -> uint8 [H, W, C]."""
+        chunk, place = divmod(number, self.config.chunk_images)
+        image: NDArray[np.uint8] = self.read(chunk)[place]
+        return image
+
     @property
     def _remedy(self) -> str:
         return f"remove {self.folder / 'done.json'}, and the same command draws anew what is missing or damaged"

@@ -63,7 +63,9 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
 def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     """The lines under the closing table."""
     scores, name = summary["scores"], summary["primary_score"]
-    facts = {name: _shown(scores[name], f"of {summary['images']:,} samples; lower is better")}
+    facts = {
+        name: _shown(scores[name], f"{_uncertainty(scores, name)}of {summary['images']:,} samples; lower is better")
+    }
     if name in summary["reasons"]:
         facts[name] = f"not available: {summary['reasons'][name]}"
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
@@ -82,6 +84,11 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         facts["class agreement"] = (
             f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
         )
+    copied = next((scores[key] for key in scores if key.startswith("copy_rate")), None)
+    if copied is not None:
+        facts["copies"] = (
+            f"{copied:.3f} of samples are as near to a training image as the nearest 0.010 of held-out images"
+        )
     if average := posthoc_average(run):
         facts["average"] = str(average)
     facts |= likelihoods_in_words(scores, run.config.evaluate.likelihoods)
@@ -92,6 +99,11 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     facts["summary"] = str(run.folder / SUMMARY)
     facts["look at it"] = f"make ui, or mlflow ui --backend-store-uri {summary['tracking_uri']}"
     return facts
+
+
+def _uncertainty(scores: dict[str, Any], name: str) -> str:
+    error, corrected = scores.get(f"{name}_se"), scores.get(f"{name}_bias_corrected")
+    return "" if error is None else f"± {error:.2g}, {corrected:.4g} without the bias "
 
 
 def _shown(value: float | None, unit: str) -> str:

@@ -1,5 +1,6 @@
 """The benchmarks run from end to end, with a tiny network: what they measure so means nothing."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ SCRIPTS = ROOT / "tests/benchmarks"
 sys.path.insert(0, str(SCRIPTS))  # as Python does for a script
 
 import contestants  # noqa: E402
+import frechet  # noqa: E402
 import records  # noqa: E402
 import roofline  # noqa: E402
 
@@ -79,6 +81,13 @@ def test_the_sampling_benchmark_compares_the_same_network_with_diffusers(tmp_pat
     found = run("sampling.py", tmp_path / "sampling.json", "--rounds", "1", "--batch-size", "2", "--steps", "2")
     assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0
     assert found["left_out"] == ["ours, best settings"]
+
+
+def test_the_frechet_benchmark_compares_the_same_distance() -> None:
+    record, speeds = records.Record(None, torch.device("cpu")), dict[str, list[float]]()
+    frechet.measure(argparse.Namespace(features=16, images=1000, rounds=2), record, speeds)
+    assert {name: len(rounds) for name, rounds in speeds.items()} == {frechet.OURS: 2, frechet.THEIRS: 2}
+    assert record.content["relative difference"] < 1e-9
 
 
 def test_a_limit_of_time_ends_what_is_under_way_and_is_gone_afterwards() -> None:

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from evaluation.classifier import Architecture, Classifier
+from evaluation.dinov2 import DINOv2
 from evaluation.errors import EvaluationError
 from evaluation.extractors import Extractor, ExtractorIdentity, LoadedExtractor, extract, load_extractor
 from evaluation.inception import Inception
@@ -21,11 +22,14 @@ def test_kind_chooses_the_extractor() -> None:
     parse = TypeAdapter(Extractor).validate_python
     assert parse({"kind": "classifier"}) == Classifier()
     assert parse({"kind": "inception", "layer": "768"}) == Inception(layer="768")
-    with pytest.raises(ValidationError, match="'classifier', 'inception'"):
+    assert parse({"kind": "dinov2", "weights": "a.pth"}) == DINOv2(weights="a.pth")
+    with pytest.raises(ValidationError, match="'classifier', 'inception', 'dinov2'"):
         parse({"kind": "vgg"})
 
 
-@pytest.mark.parametrize("record", [Classifier, Inception, Architecture, ExtractorIdentity, Protocol, Reference])
+@pytest.mark.parametrize(
+    "record", [Classifier, Inception, DINOv2, Architecture, ExtractorIdentity, Protocol, Reference]
+)
 def test_every_field_but_kind_has_a_help_text(record: type[Record]) -> None:
     assert [
         n for n, f in record.model_fields.items() if not f.description and f.default != record.__name__.lower()

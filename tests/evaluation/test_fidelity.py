@@ -13,6 +13,7 @@ from torch_fidelity.defaults import DEFAULTS
 
 from evaluation import fidelity, inception, scores
 from evaluation.extractors import LoadedExtractor, extract
+from evaluation.feature_set import FeatureSet, feature_statistics
 
 from .conftest import Digits
 
@@ -36,6 +37,8 @@ class Images(Dataset[torch.Tensor]):
         (fidelity.fid_features_to_statistics, "(features)"),
         (fidelity.fid_statistics_to_metric, "(stat_1, stat_2, verbose)"),
         (fidelity.isc_features_to_metric, "(feature, splits=10, shuffle=True, rng_seed=2020)"),
+        (fidelity.kid_features_to_metric, "(features_1, features_2, **kwargs)"),
+        (fidelity.prc_features_to_metric, "(features_1, features_2, **kwargs)"),
         (fidelity.create_feature_extractor, "(name, list_features, cuda=True, **kwargs)"),
     ],
 )
@@ -46,6 +49,16 @@ def test_semi_private_functions_have_the_signatures_of_0_4_0(function: object, s
 def test_version_and_defaults_are_those_the_adapter_was_written_for() -> None:
     assert fidelity.VERSION == "0.4.0"
     assert (DEFAULTS["isc_splits"], DEFAULTS["samples_shuffle"], DEFAULTS["rng_seed"]) == (10, True, 2020)
+    assert (fidelity.INCEPTION_SCORE_SPLITS, fidelity.SHUFFLE_SEED) == (10, 2020)
+    assert DEFAULTS["kid_subsets"] == fidelity.KERNEL_DISTANCE_SUBSETS
+    assert DEFAULTS["kid_subset_size"] == scores.LARGEST_KERNEL_SUBSET
+    assert [DEFAULTS[f"kid_kernel{of}"] for of in ("", "_poly_degree", "_poly_gamma", "_poly_coef0")] == [
+        "poly",
+        3,
+        None,
+        1,
+    ]
+    assert DEFAULTS["prc_neighborhood"] == fidelity.NEIGHBOURHOOD
     assert inception.PUBLISHED_URL == feature_extractor_inceptionv3.URL_INCEPTION_V3
 
 
@@ -59,6 +72,9 @@ def test_scores_equal_calculate_metrics_to_the_last_bit(
         feature_extractor_weights_path=classifier_file,
         fid=True,
         isc=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=len(digits.heldout),
         batch_size=100,
         cuda=False,
         save_cpu_ram=True,
@@ -68,10 +84,18 @@ def test_scores_equal_calculate_metrics_to_the_last_bit(
     generated, reference = (
         extract(classifier, np.split(images, range(100, len(images), 100))) for images in (digits.heldout, digits.train)
     )
-    found = scores.score(classifier.identity, generated, scores.feature_statistics(reference.pool))
-    assert found["fid_classifier"].value == expected["frechet_inception_distance"]
-    assert found["inception_score_classifier_mean"].value == expected["inception_score_mean"]
-    assert found["inception_score_classifier_std"].value == expected["inception_score_std"]
+    statistics = feature_statistics(reference.pool)
+    found = scores.score(classifier.identity, FeatureSet.of(generated, 100), statistics, reference.pool)
+    for ours, theirs in {
+        "fid_classifier": "frechet_inception_distance",
+        "inception_score_classifier_mean": "inception_score_mean",
+        "inception_score_classifier_std": "inception_score_std",
+        "kid_classifier": "kernel_inception_distance_mean",
+        "kid_classifier_std": "kernel_inception_distance_std",
+        "precision_classifier": "precision",
+        "recall_classifier": "recall",
+    }.items():
+        assert found[ours].value == expected[theirs], ours
 
 
 def test_inception_at_layer_64_equals_calculate_metrics(inception_file: Path, digits: Digits) -> None:
@@ -88,11 +112,9 @@ def test_inception_at_layer_64_equals_calculate_metrics(inception_file: Path, di
         cache=False,
         verbose=False,
     )["frechet_inception_distance"]
-    state, _ = inception.read_weights(inception.Inception(layer="64", weights=str(inception_file)))
+    state, _ = inception.Inception(layer="64", weights=str(inception_file)).read()
     module = fidelity.inception_module(state, ["64"])
-    statistics = [
-        scores.feature_statistics(module(torch.from_numpy(part).permute(0, 3, 1, 2))[0].numpy()) for part in images
-    ]
+    statistics = [feature_statistics(module(torch.from_numpy(part).permute(0, 3, 1, 2))[0].numpy()) for part in images]
     # torch-fidelity's mean of float32 features is float32, ours float64.
     assert scores.frechet_distance(*statistics).value == pytest.approx(expected, rel=1e-4)
 

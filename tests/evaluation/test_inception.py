@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from evaluation import inception
 from evaluation.errors import EvaluationError
 from evaluation.extractors import load_extractor
-from evaluation.inception import PUBLISHED_SHA256, Inception, read_weights
-from evaluation.scores import feature_statistics, score
+from evaluation.feature_set import FeatureSet, feature_statistics
+from evaluation.inception import PUBLISHED_SHA256, Inception
+from evaluation.scores import frechet_distance, score
 
 State = dict[str, torch.Tensor]
 UNUSED = Path("unused")
@@ -52,13 +53,13 @@ def test_partial_weights_score_what_they_have_and_say_what_they_lack(inception_s
     extractor = load_extractor(Inception(layer="768", weights=str(path)), UNUSED)
     features = extractor(IMAGES)
     assert features.pool.shape == (2, 768)
-    found = score(extractor.identity, features, feature_statistics(features.pool))
+    found = score(extractor.identity, FeatureSet.of(features, 2), feature_statistics(features.pool))
     assert found["fid_768"].value == pytest.approx(0, abs=1e-6)
     assert found["inception_score_768_mean"].value is None
 
     complete = load_extractor(Inception(layer="2048", weights=str(path)), UNUSED)
     features = complete(IMAGES)
-    found = score(complete.identity, features, feature_statistics(features.pool))
+    found = score(complete.identity, FeatureSet.of(features, 2), feature_statistics(features.pool))
     assert found["fid_2048"].value is None
     assert "weights lack this layer" in str(found["fid_2048"].reason)
 
@@ -67,7 +68,7 @@ def test_partial_weights_score_what_they_have_and_say_what_they_lack(inception_s
 def test_both_of_torchs_file_formats_are_read(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.arange(3)}, path, _use_new_zipfile_serialization=zipped)
-    state, _ = read_weights(Inception(weights=str(path)))
+    state, _ = Inception(weights=str(path)).read()
     assert state["weight"].tolist() == [0, 1, 2]
 
 
@@ -75,12 +76,12 @@ def test_wrong_digest_is_refused_before_the_file_is_unpickled(tmp_path: Path) ->
     path = tmp_path / "weights.pth"
     path.write_bytes(b"whatever")
     with pytest.raises(EvaluationError, match=f"sha256 {hashlib.sha256(b'whatever').hexdigest()}, expected 00"):
-        read_weights(Inception(weights=str(path), weights_sha256="0" * 64))
+        Inception(weights=str(path), weights_sha256="0" * 64).read()
 
 
 def test_missing_weights_are_refused_with_their_address(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"none.pth: Inception weights cannot be read \(No such file"):
-        read_weights(Inception(weights=str(tmp_path / "none.pth")))
+    with pytest.raises(EvaluationError, match=r"none.pth: weights cannot be read \(No such file"):
+        Inception(weights=str(tmp_path / "none.pth")).read()
 
 
 class Harmful:
@@ -97,7 +98,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "harmful.pth", tmp_path / "mark"
     torch.save({"weight": Harmful(mark)}, path)
     with pytest.raises(EvaluationError, match=r"harmful.pth: not a file of plain tensors"):
-        read_weights(Inception(weights=str(path)))
+        Inception(weights=str(path)).read()
     assert not mark.exists()
 
 
@@ -106,7 +107,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -
     path = tmp_path / "text.pth"
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match=r"text.pth: not a file of plain tensors"):
-        read_weights(Inception(weights=str(path)))
+        Inception(weights=str(path)).read()
 
 
 @pytest.mark.parametrize(("value", "found"), [([1, 2], "list"), ({"epoch": 3}, "dict")])
@@ -114,7 +115,7 @@ def test_tensors_in_another_form_are_refused(tmp_path: Path, value: object, foun
     path = tmp_path / "other.pth"
     torch.save(value, path)
     with pytest.raises(EvaluationError, match=f"holds a {found}, expected a state dict of tensors"):
-        read_weights(Inception(weights=str(path)))
+        Inception(weights=str(path)).read()
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -143,14 +144,14 @@ def test_a_damaged_download_is_refused(torch_home: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(inception, "PUBLISHED_URL", served.as_uri())
     for _ in range(2):  # downloaded, then found in the cache
         with pytest.raises(EvaluationError, match=f"expected {PUBLISHED_SHA256}; .* replace it"):
-            read_weights(Inception())
+            Inception().read()
     assert (torch_home / "hub" / "checkpoints" / "weights.pth").read_bytes() == b"half a download"
 
 
 def test_no_network_is_one_clear_message(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "PUBLISHED_URL", (torch_home / "absent.pth").as_uri())
     with pytest.raises(EvaluationError, match=r"cannot be downloaded .* use the extractor `classifier`"):
-        read_weights(Inception())
+        Inception().read()
     assert not list(torch_home.glob("hub/checkpoints/*"))
 
 
@@ -160,8 +161,8 @@ def test_real_weights_tell_noise_from_images() -> None:
     extractor = load_extractor(spec, UNUSED)
     smooth = np.kron(IMAGES[:, :4, :4], np.ones((1, 8, 8, 1), dtype=np.uint8))
     pools = [extractor(images).pool for images in (smooth, smooth[:, ::-1], IMAGES)]
-    statistics = [feature_statistics(pool) for pool in pools]
-    near, far = (score(extractor.identity, extractor(smooth), one)["fid_64"].value for one in statistics[1:])
+    smooth_ones, mirrored, noise = (feature_statistics(pool) for pool in pools)
+    near, far = (frechet_distance(smooth_ones, other).value for other in (mirrored, noise))
     assert near is not None
     assert far is not None
     assert near < far

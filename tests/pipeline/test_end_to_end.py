@@ -68,7 +68,10 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     assert summary["is_champion"] is True
     assert summary["extractor"]["kind"] == "classifier"  # type: ignore[index]
     scores = summary["scores"]
-    assert {"fid_classifier", "inception_score_classifier_mean", "inception_score_classifier_std"} <= set(scores)  # type: ignore[call-overload]
+    suffixes = "", "_se", "_bias_corrected", "_heldout"
+    expected = {f"fid_classifier{suffix}" for suffix in suffixes}
+    expected |= {"inception_score_classifier_mean", "kid_classifier", "precision_classifier", "copy_rate_classifier"}
+    assert expected <= set(scores)  # type: ignore[call-overload]
     assert all(np.isfinite(value) for value in scores.values())  # type: ignore[attr-defined]
     assert set(summary["seconds"]) == {"prepare", "train", "reference", "sample", "evaluate", "register"}  # type: ignore[call-overload]
     assert summary["train_images_per_s"] > 0  # type: ignore[operator]
@@ -133,7 +136,7 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
         assert len(client.get_metric_history(tracked.info.run_id, name)) == 10
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
-    assert {"pictures/samples.png", "pictures/denoising.png", "pictures/loss.png"} <= pictures
+    assert {f"pictures/{name}.png" for name in ("samples", "denoising", "loss", "closest")} <= pictures
 
 
 def test_the_champion_draws_the_same_images_outside_this_repository(undisturbed: Undisturbed, tmp_path: Path) -> None:
