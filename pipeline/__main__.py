@@ -16,7 +16,7 @@ from evaluation import EvaluationError  # noqa: E402
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import PipelineError  # noqa: E402
-from .request import add_options, request_of  # noqa: E402
+from .request import add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
@@ -58,6 +58,9 @@ def _execute(options: argparse.Namespace) -> None:
         return
     if options.command == "index":
         _index(options)
+        return
+    if options.command == "compare":
+        _compare(options)
         return
     if options.command in ("sweep", "generate"):
         _sweep(options) if options.command == "sweep" else _generate(options)
@@ -104,6 +107,14 @@ def _generate(options: argparse.Namespace) -> None:
         run_generate(request, stored, Terminal(brief=True))
     except OSError as error:
         raise PipelineError(f"{error}; the picture was not written") from error
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .compare import run_compare
+    from .mlflow_store import ANSWER_S, resolve_uri
+
+    uri = resolve_uri(options.tracking_uri, Path("outputs"))
+    run_compare(options.first, options.second, uri, ANSWER_S, Terminal())
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -157,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
     _add_index(commands.add_parser("index", help="index webdataset tars that exist, local or remote"))
+    sides = "set two scored models side by side, or say why they cannot be"
+    compare = commands.add_parser("compare", help=sides, description=sides)
+    for place in ("first", "second"):
+        compare.add_argument(place, metavar="MODEL", help="a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION")
+    add_tracking_uri(compare)
+    compare.add_argument("--traceback", action="store_true", help="show where an error came from")
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)

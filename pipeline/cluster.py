@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,13 +64,7 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
     quiet_libraries()  # its workers too, which inherit the environment
     try:
         if config.address == "local":
-            ray.init(
-                "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
+            _start_here(config.timeout_s)
         else:
             ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_this_code(config))
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -79,6 +74,32 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
         yield Cluster(config, resources.get("CPU", 0), resources.get("GPU", 0))
     finally:
         ray.shutdown()
+
+
+def _start_here(timeout_s: float) -> None:
+    """Starts a cluster on this machine. ClusterError where it is not there after timeout_s.
+
+    Ray itself gives up after 30 s, which a busy machine may need, and says so by a plain Exception.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"no Ray cluster could be started on this machine in {timeout_s:g} s (cluster.timeout_s): {error}"
+                ) from error
 
 
 def _check_answers(address: str, timeout_s: float) -> None:

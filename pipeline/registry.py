@@ -24,7 +24,7 @@ CHAMPION = "champion"
 
 _RUN_KEY_TAG = "run_key"
 _PROTOCOL_TAG = "protocol_digest"
-_PRIMARY_TAG = "primary_score"
+PRIMARY_TAG = "primary_score"
 _VALUE_TAG = "primary_score_value"
 _VERDICT_TAG = "verdict"
 
@@ -68,7 +68,7 @@ def judge(package: ModelPackage, version: int, champion: "ModelVersion | None") 
     if int(champion.version) == version:
         return True, f"{holder} is the champion"
     name, score = package.primary_score, package.scores.get(package.primary_score)
-    if (champion.tags.get(_PROTOCOL_TAG), champion.tags.get(_PRIMARY_TAG)) != (package.protocol_digest, name):
+    if (champion.tags.get(_PROTOCOL_TAG), champion.tags.get(PRIMARY_TAG)) != (package.protocol_digest, name):
         return (
             False,
             f"{holder} stays champion: it was scored under another protocol, so the two cannot be compared",
@@ -118,7 +118,7 @@ def _create_version(run: TrackedRun, package: ModelPackage, name: str) -> "Model
     tags = {
         _RUN_KEY_TAG: package.run_key,
         _PROTOCOL_TAG: package.protocol_digest,
-        _PRIMARY_TAG: package.primary_score,
+        PRIMARY_TAG: package.primary_score,
         _VALUE_TAG: repr(score) if score is not None and math.isfinite(score) else "nan",
         "data_digest": package.data_digest,
         "trained_images": str(package.trained_images),

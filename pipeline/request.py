@@ -94,12 +94,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
     )
+    add_tracking_uri(command)
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def add_tracking_uri(command: argparse.ArgumentParser) -> None:
+    """The option of every command that looks into the registry."""
     command.add_argument(
         "--tracking-uri",
         metavar="URI",
         help="MLflow store of models:/...; default: MLFLOW_TRACKING_URI, else outputs/mlflow.db",
     )
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def request_of(options: argparse.Namespace) -> Request:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.__main__ import main
+
 from .commands import kill_when, new_folder, run, run_here
 from .trainings import assert_same_state, losses
 
@@ -170,6 +172,20 @@ def test_another_sampler_uses_the_trained_weights_again_and_is_not_compared(undi
     assert summary["model_version"] == 2
     assert summary["is_champion"] is False
     assert "protocol" in summary["verdict"]
+
+
+def test_versions_and_runs_are_compared_where_they_were_scored_alike(
+    undisturbed: Undisturbed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = undisturbed
+    store = f"sqlite:///{folder}/outputs/mlflow.db"
+    (run_folder,) = folder.glob("outputs/tiny-*")
+    assert main(["compare", "models:/ddpm-tiny/1", str(run_folder), "--tracking-uri", store]) == 0
+    printed = capsys.readouterr().out
+    assert "copy_rate_classifier" in printed
+    assert "no difference beyond chance: 0 is 0.0 combined standard errors" in printed
+    assert main(["compare", "models:/ddpm-tiny/1", "models:/ddpm-tiny/2", "--tracking-uri", store]) == 1
+    assert "sampler steps: 25 against 5" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(900)
