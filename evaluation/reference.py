@@ -91,6 +91,26 @@ def import_reference(theirs: Path, path: Path) -> StoredReference:
     return StoredReference(statistics, key)
 
 
+def open_reference(path: Path, imported: Path, extractor: ExtractorIdentity) -> StoredReference:
+    """Ours, verified, which must be of this extractor; or one that others made, as `import_reference` writes it."""
+    if "key" not in _names(path):
+        return import_reference(path, imported)
+    stored = read_reference(path)
+    wrong = differing(extractor.model_dump(mode="json"), stored.key.extractor.model_dump(mode="json"))
+    if wrong and stored.key.reference.split != UNKNOWN:
+        raise EvaluationError(f"{path}: made by another extractor; expected against found: {'; '.join(wrong)}")
+    return stored
+
+
+def _names(path: Path) -> list[str]:
+    """Of the arrays in the file; none where there is no such file, which reading it tells."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return list(arrays.files)
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return []
+
+
 def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """The arrays of these names."""
     try:

@@ -15,7 +15,7 @@ from evaluation import EvaluationError  # noqa: E402
 
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
-from .errors import PipelineError  # noqa: E402
+from .errors import ConfigError, PipelineError  # noqa: E402
 from .request import add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
@@ -78,6 +78,14 @@ def _execute(options: argparse.Namespace) -> None:
             run_profile(config, Terminal())
         return
     _send_ray_token(config.cluster.address)
+    if options.command == "evaluate" and options.reference and not options.images:
+        raise ConfigError("--reference: what --images are compared with; name those, too")
+    if options.command == "evaluate" and options.images:
+        from .outside import run_outside
+
+        with _disk_errors(config.output):
+            run_outside(config, options.images, options.reference, Terminal())
+        return
     from .flow import STAGES, run_flow
 
     until = STAGES[-1] if options.command == "run" else options.command
@@ -164,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="key=value" if name != "sweep" else "key=value[,value...]",
             help="instead of what the file says, e.g. train.images=1_000_000",
         )
+        if name == "evaluate":
+            _add_outside(command)
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
@@ -178,6 +188,18 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)
     return parser
+
+
+def _add_outside(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images", type=Path, metavar="PATH", help="score these instead: a folder, a webdataset tar, an .npz or .npy"
+    )
+    command.add_argument(
+        "--reference",
+        type=Path,
+        metavar="NPZ",
+        help="compare --images with these statistics (mu, sigma) and not with the file's training images",
+    )
 
 
 def _add_index(command: argparse.ArgumentParser) -> None:

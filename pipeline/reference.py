@@ -68,20 +68,7 @@ class Reference(Stage):
         extraction = _extraction(run, images, folder)
         files = FeatureFiles(folder, extraction.digest, run.joined.device_type)
         real = RealFeatures(files, {split: prepared.facts[f"{split}_images"] for split in _SPLITS})
-        all_batches = [batch for split in _SPLITS for batch in real.batches(split)]
-        missing = [batch for batch in all_batches if files.read(batch) is None]
-        total = sum(batch.images for batch in all_batches)
-        done = total - sum(batch.images for batch in missing)
-        with (
-            run.terminal.progress(total, "images") as progress,
-            actor_pool(
-                run.joined, run.samplers(len(missing)), FeatureWriter, extraction, files, images, run.threads
-            ) as pool,
-        ):
-            progress.update(done)
-            for batch in fan_out(pool, missing, "write", self.name, run.config.cluster.task_timeout_s):
-                done += batch.images
-                progress.update(done)
+        take_features(run, self.name, extraction, real, images)
         extractor = ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text())
         statistics = real.statistics(run.config.evaluate.keep_features)
         if statistics.finite:
@@ -110,6 +97,23 @@ class RealImages:
     def reader(self, split: Split) -> ShardReader:
         """Of one part of the data."""
         return ShardReader(ShardIndex.load(self.index_folder), split, "none", self.shard_cache)
+
+
+def take_features(run: Run, stage: str, extraction: Extraction, features: "RealFeatures", images: RealImages) -> None:
+    """Takes the features of packed images that have no file yet. stage: the name of who asks."""
+    batches = [batch for split in _SPLITS for batch in features.batches(split)]
+    missing = [batch for batch in batches if features.files.read(batch) is None]
+    total = sum(batch.images for batch in batches)
+    done = total - sum(batch.images for batch in missing)
+    arguments = extraction, features.files, images, run.threads
+    with (
+        run.terminal.progress(total, "images") as progress,
+        actor_pool(run.joined, run.samplers(len(missing)), FeatureWriter, *arguments) as pool,
+    ):
+        progress.update(done)
+        for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
+            done += batch.images
+            progress.update(done)
 
 
 class FeatureWriter:

@@ -31,6 +31,7 @@ _ON_CLUSTERS = (
     "test_failures",
     "test_timeouts",
     "test_fan_out",
+    "test_outside",
     "test_guided",
     "test_recipes",
     "test_remote_training",
