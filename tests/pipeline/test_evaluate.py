@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation import Classifier, Inception
+from evaluation import Classifier, DINOv2, Inception
 from model import DDIM
 from pipeline.config import SampleConfig
 from pipeline.errors import DataError
@@ -68,6 +68,13 @@ def test_inception_is_known_by_what_its_weights_are_and_not_by_where(tmp_path: P
     assert first == copy
     assert first != other
     assert _extractor_identity(Inception(layer="768")) != first
+
+
+def test_dinov2_is_known_by_its_weights_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"abc")
+    found = _extractor_identity(DINOv2(weights=str(tmp_path / "a.pth"), weights_sha256="0" * 64))
+    assert found == {"kind": "dinov2", "weights": DINOv2(weights=str(tmp_path / "a.pth")).file_digest()}
+    assert found["weights"].startswith("ba7816bf")
 
 
 def test_actors_in_another_folder_find_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
