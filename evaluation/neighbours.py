@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import EvaluationError
+from .feature_set import check_features
 from .scores import Score
 
 QUERY_ROWS, TRAINING_ROWS = 1024, 4096  # 32 MiB of distances at a time
@@ -32,15 +33,18 @@ def nearest(pool: NDArray[Any], training: Iterable[NDArray[Any]], k: int = 1) ->
     part is kept. Candidates are found by |a|^2 - 2 ab + |b|^2, whose rounding would hide a copy, and the distances that
     are given and compared by |a - b|; all in float64.
     """
+    check_features(pool, "features")
     queries, seen = torch.from_numpy(pool.astype(np.float64)), 0
     indices, distances = torch.empty(len(queries), 0, dtype=torch.int64), torch.empty(len(queries), 0).double()
     for part in training:
+        check_features(part, "training features")
         if part.shape[1:] != pool.shape[1:]:
             raise EvaluationError(
                 f"features of size {pool.shape[1]} against training features of size {part.shape[1]}: they come from "
                 f"different layers; take them again with one extractor"
             )
-        for block in torch.from_numpy(part.astype(np.float64)).split(TRAINING_ROWS):
+        for start in range(0, len(part), TRAINING_ROWS):
+            block = torch.from_numpy(part[start : start + TRAINING_ROWS].astype(np.float64))
             found = [_nearest_of_block(some, block, k) for some in queries.split(QUERY_ROWS)]
             indices = torch.cat([indices, torch.cat([index for index, _ in found]) + seen], dim=1)
             distances = torch.cat([distances, torch.cat([distance for _, distance in found])], dim=1)

@@ -156,9 +156,9 @@ def inception_score(generated: FeatureSet) -> tuple[Score, Score]:
 def kernel_distance(
     generated: NDArray[np.floating[Any]], real: NDArray[np.floating[Any]] | None
 ) -> tuple[Score, Score]:
-    """KID: mean, which a slightly negative value does not harm, and standard deviation over 100 random subsets.
+    """KID: mean and standard deviation over 100 random subsets; the latter is their spread, not the error of the mean.
 
-    The latter is their spread, not the error of the mean. Subsets are of 1,000 images, or of all where there are fewer
+    Unbiased, so the mean may be slightly below 0. Subsets are of 1,000 images, or of all where there are fewer
     in one of the sets; the mean does not depend on it. [N, D] and [M, D], of which those of `subset_of` count.
     """
     pair = _pair(generated, real, FEWEST_IMAGES)

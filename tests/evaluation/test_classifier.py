@@ -19,7 +19,8 @@ from evaluation.classifier import (
 )
 from evaluation.errors import EvaluationError
 from evaluation.extractors import LoadedExtractor
-from evaluation.scores import class_report, feature_statistics, frechet_distance
+from evaluation.feature_set import feature_statistics
+from evaluation.scores import class_report, frechet_distance
 
 from .conftest import Digits
 

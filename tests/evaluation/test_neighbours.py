@@ -56,6 +56,14 @@ def test_features_of_another_layer_are_refused() -> None:
         nearest(features(4), [features(10, 6)])
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((4, 5), dtype=np.uint8), np.zeros(5), np.zeros((4, 5, 1))])
+def test_features_of_the_wrong_kind_are_refused(wrong: NDArray[np.float32]) -> None:
+    with pytest.raises(EvaluationError, match=r"^features: .* expected floating point"):
+        nearest(wrong, [features(10)])
+    with pytest.raises(EvaluationError, match=r"^training features: .* expected floating point"):
+        nearest(features(10), [wrong])
+
+
 def test_copies_are_all_found_and_new_images_are_not_taken_for_copies() -> None:
     training, heldout, honest = features(2000), features(1000, seed=1), features(1000, seed=2)
     known = nearest(heldout, [training])
