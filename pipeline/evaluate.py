@@ -1,4 +1,4 @@
-"""Sixth stage: the scores that compare drawn images with real ones, and the protocol that they were taken under.
+"""Fifth stage: the scores that compare drawn images with real ones, and the protocol that they were taken under.
 
 The features of the drawn images lie beside them already, where they were drawn for this extractor; else they are taken
 here.

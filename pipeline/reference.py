@@ -1,4 +1,4 @@
-"""Fourth stage: what the drawn images will be compared with. The features of the real images, and the classifier that
+"""Third stage: what the drawn images will be compared with. The features of the real images, and the classifier that
 makes them, where one is to be trained on these data.
 
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.

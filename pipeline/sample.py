@@ -1,4 +1,4 @@
-"""Fifth stage: Ray actors draw images from the trained model, in fixed chunks of seeds.
+"""Fourth stage: Ray actors draw images from the trained model, in fixed chunks of seeds.
 
 Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch of B, the last one too, whose surplus
 is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole

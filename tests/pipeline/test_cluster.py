@@ -1,6 +1,7 @@
 """Whether a cluster is large enough is known before anything is asked of it."""
 
 import pytest
+import ray
 
 from pipeline.cluster import Cluster, connected
 from pipeline.config import ClusterConfig
@@ -43,3 +44,22 @@ def test_an_address_that_takes_the_connection_and_keeps_silent_is_given_up(silen
     says = rf"cluster\.address '{address}': no Ray cluster answers there \(silent for 0.3 s, cluster\.timeout_s\)"
     with pytest.raises(ClusterError, match=says), connected(ClusterConfig(address=address, timeout_s=0.3)):
         pass
+
+
+def test_a_cluster_that_starts_too_slowly_is_tried_again_until_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own limit of 30 s cannot be shortened, so it is what Ray says after it that is put in its place."""
+    attempts = []
+
+    def slow(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", slow)
+    says = (
+        r"no Ray cluster could be started on this machine in 0\.2 s \(cluster\.timeout_s\): The current node timed out"
+    )
+    with pytest.raises(ClusterError, match=says), connected(ClusterConfig(timeout_s=0.2)):
+        pass
+    assert len(attempts) > 1

@@ -49,6 +49,13 @@ def test_parts_that_do_not_fit_are_named_with_their_numbers(
     assert "sample.sampler: a path of T = 1000 steps has no grid of 2000; ask for 1 to 1000 steps" in message
 
 
+def test_ranges_of_processes_begin_with_the_least(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "check", *digits, "train.num_workers=[3,2]", "cluster.num_samplers=[2,1]")
+    assert code == 2
+    assert "train.num_workers: [3, 2], expected the least first" in message
+    assert "cluster.num_samplers: [2, 1], expected the least first" in message
+
+
 def test_choices_that_contradict_each_other_are_refused_at_check(
     digits: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
