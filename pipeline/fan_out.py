@@ -90,14 +90,17 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
     def submit(actor: Any) -> None:
         if waiting:
             number = waiting.pop()
-        else:  # an actor with nothing to do helps one that has
-            busy = [each for each, _ in running.values()]
-            begun = [number for _, number in running.values() if number not in done]
-            shared = [number for number in begun if begun.count(number) == 1]
-            if actor in busy or not shared:
-                return
-            number = shared[0]
-        running[getattr(actor, method).remote(tasks[number])] = actor, number
+            running[getattr(actor, method).remote(tasks[number])] = actor, number
+        elif all(actor is not busy for busy, _ in running.values()):
+            help_out(actor)
+
+    def help_out(actor: Any) -> None:
+        """An actor with nothing to do takes over what was begun first and is at one actor only."""
+        begun = [number for _, number in running.values() if number not in done]
+        alone = [number for number in begun if begun.count(number) == 1]
+        if alone:
+            helping = getattr(actor, method).options(max_task_retries=0)  # the other one has its retries
+            running[helping.remote(tasks[alone[0]])] = actor, alone[0]
 
     for actor in pool.ready * _AT_ONCE:
         submit(actor)

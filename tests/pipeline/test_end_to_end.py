@@ -28,7 +28,7 @@ train:
   num_workers: 2
   learning_rate: 2.0e-3
   warmup_images: 320
-  checkpoint_images: 800
+  checkpoint_images: 960
   log_images: 480
 sample: {images: 300, chunk_images: 20, sampler: {kind: ddim, steps: 25, eta: 0.5, grid: uniform}}
 evaluate: {extractor: {kind: classifier, images: 4_000, width: 4, features: 16}}
@@ -37,7 +37,8 @@ register: {model_name: ddpm-tiny}
 CLASSES = 10
 JOINED = "cluster.address=auto"  # a resource: not part of what is computed
 
-pytestmark = pytest.mark.usefixtures("head")
+# Ray Train imports Ray Data, which warns of its own settings.
+pytestmark = [pytest.mark.usefixtures("head"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def summary_of(folder: Path) -> dict[str, object]:

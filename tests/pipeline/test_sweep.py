@@ -22,7 +22,8 @@ from pipeline.terminal import Terminal
 
 from .commands import FILE_NAME, kill_when, new_folder, run_here
 
-pytestmark = pytest.mark.usefixtures("head")
+# Ray Train imports Ray Data, which warns of its own settings.
+pytestmark = [pytest.mark.usefixtures("head"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 RUN_FILE = """\
 version: 1
