@@ -85,6 +85,7 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
     """
     waiting = list(reversed(range(len(tasks))))
     running: dict[Any, tuple[Any, int]] = {}
+    helping: set[Any] = set()  # references of `running`
     done: set[int] = set()
 
     def submit(actor: Any) -> None:
@@ -99,8 +100,10 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
         begun = [number for _, number in running.values() if number not in done]
         alone = [number for number in begun if begun.count(number) == 1]
         if alone:
-            helping = getattr(actor, method).options(max_task_retries=0)  # the other one has its retries
-            running[helping.remote(tasks[alone[0]])] = actor, alone[0]
+            without_retries = getattr(actor, method).options(max_task_retries=0)  # the other one has them
+            reference = without_retries.remote(tasks[alone[0]])
+            running[reference] = actor, alone[0]
+            helping.add(reference)
 
     for actor in pool.ready * _AT_ONCE:
         submit(actor)
@@ -115,12 +118,25 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
                 submit(joined)
             continue
         actor, number = running.pop(reference)
+        if reference in helping and _is_lost(reference):
+            continue  # the one that was helped goes on
         result_of(reference)
         first = number not in done
         done.add(number)
         submit(actor)
         if first:
             yield tasks[number]
+
+
+def _is_lost(reference: Any) -> bool:
+    """Whether the actor has died at the task."""
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayActorError:
+        return True
+    except ray.exceptions.RayError:  # of the task's own, which `result_of` tells
+        return False
+    return False
 
 
 def awaited(reference: Any, what: str, timeout_s: float) -> Any:
