@@ -69,7 +69,9 @@ class Scheduler(TheirConfig):
     def _as_in_all_of_ours(cls, value: Any, info: ValidationInfo) -> Any:
         expected = _ALWAYS[str(info.field_name)]
         if value != expected:
-            raise ValueError(f"found {value_words(value)}, expected {value_words(expected)}; our samplers know no other")
+            raise ValueError(
+                f"found {value_words(value)}, expected {value_words(expected)}; our samplers know no other"
+            )
         return value
 
     @field_validator("beta_end")
@@ -87,8 +89,8 @@ class Scheduler(TheirConfig):
             steps = min(_DDIM_STEPS, T)
             if not _meet(_their_times(spacing, T, steps), T // steps):
                 raise ValueError(
-                    f"found {spacing!r}, by which DDIMScheduler ends its {steps} steps elsewhere than where the next ones "
-                    "begin; expected 'leading'"
+                    f"found {spacing!r}, by which DDIMScheduler ends its {steps} steps elsewhere than where the next "
+                    "ones begin; expected 'leading'"
                 )
         return spacing
 
@@ -97,8 +99,8 @@ class Scheduler(TheirConfig):
     def _target_tells_the_image(cls, rescaled: bool, info: ValidationInfo) -> bool:
         if rescaled and info.data.get("prediction_type") == "epsilon":
             raise ValueError(
-                "found true, expected false with prediction_type epsilon: the noise does not tell the image at the last "
-                "step, where nothing is left of it"
+                "found true, expected false with prediction_type epsilon: the noise does not tell the image at the "
+                "last step, where nothing is left of it"
             )
         return rescaled
 
@@ -143,9 +145,7 @@ class Scheduler(TheirConfig):
 
 
 def scheduler_of(spec: ModelSpec, sampler: Sampler) -> Scheduler:
-    """What makes diffusers draw as this sampler does. ValueError with all reasons, a line each, where nothing does."""
-    if reasons := [*_foreign_parts(spec), *_foreign_steps(spec, sampler)]:
-        raise ValueError("\n".join(reasons))
+    """What makes diffusers draw as this sampler does, of a model without `foreign_steps`."""
     path = spec.path
     assert isinstance(path, DiscretePath)
     assert isinstance(sampler, Ancestral | DDIM)
@@ -174,7 +174,8 @@ def _prediction(spec: ModelSpec) -> str | None:
     return next((name for name, kind in _TARGETS.items() if kind == spec.target.kind), None)
 
 
-def _foreign_parts(spec: ModelSpec) -> Iterator[str]:
+def foreign_steps(spec: ModelSpec, sampler: Sampler) -> Iterator[str]:
+    """What diffusers' schedulers cannot express of a model and its sampler, each with its cure where there is one."""
     path = spec.path
     if _schedule(path) is None:
         yield f"path: the schedules of diffusers are {', '.join(_SCHEDULES)}, and this model has {path.kind}"
@@ -182,9 +183,6 @@ def _foreign_parts(spec: ModelSpec) -> Iterator[str]:
         yield "path: squaredcos_cap_v2 has s 0.008 and beta_max 0.999, and this model has others"
     if _prediction(spec) is None:
         yield f"target: the predictions of diffusers are {', '.join(_TARGETS)}, and this model's is {spec.target.kind}"
-
-
-def _foreign_steps(spec: ModelSpec, sampler: Sampler) -> Iterator[str]:
     if not isinstance(sampler, Ancestral | DDIM):
         yield (
             f"sampler: DDPMPipeline and DDIMPipeline know ancestral and ddim, and this model has {sampler.kind}; give "
@@ -193,17 +191,17 @@ def _foreign_steps(spec: ModelSpec, sampler: Sampler) -> Iterator[str]:
         return
     learned = isinstance(spec.variance, LearnedRange)
     if sampler.clip.startswith("dynamic"):
-        yield f"sampler.clip: diffusers clips to [-1, 1] or not at all, and this model has {sampler.clip}; give x0 or none"
+        yield f"sampler.clip: diffusers clips to [-1, 1] or not at all, this model has {sampler.clip}; give x0 or none"
     if isinstance(sampler, DDIM) and learned:
         yield (
             "variance: DDIMScheduler takes no network that predicts variances; give sampler.kind=ancestral "
             "sampler.variance=learned"
         )
-    if isinstance(sampler, DDIM) and _schedule(spec.path) == "sigmoid":
+    if isinstance(sampler, DDIM) and _schedule(path) == "sigmoid":
         yield "path: DDIMScheduler has no sigmoid schedule; give sampler.kind=ancestral"
     if isinstance(sampler, Ancestral) and learned and sampler.variance != "learned":
         yield f"sampler.variance: DDPMScheduler uses what the network predicts, not {sampler.variance}; give learned"
-    if isinstance(spec.path, DiscretePath) and _spacing(spec.path, sampler) is None:
+    if isinstance(path, DiscretePath) and _spacing(path, sampler) is None:
         yield (
             f"sampler.grid: {sampler.steps} steps by {sampler.grid} are none of diffusers' "
             f"{', '.join(get_args(Spacing))}; give sampler.grid=leading"
@@ -229,7 +227,7 @@ def _their_times(spacing: Spacing, T: int, steps: int) -> list[float]:
     """Where the steps begin, from the noisiest. Their `set_timesteps`, after Lin et al. 2023, table 2."""
     match spacing:
         case "leading":
-            times = np.arange(steps)[::-1] * (T // steps)
+            times = np.arange(0.0, steps)[::-1] * (T // steps)
         case "trailing":
             times = np.round(np.arange(T, 0, -T / steps)) - 1
         case "linspace":

@@ -4,7 +4,7 @@ Each key is theirs, with the default that diffusers gives it where a file leaves
 of our networks it is: `freq_shift` 1 is Ho et al.'s (`ddpm_unet`), 0 Nichol & Dhariwal's (`adm_unet`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,9 +57,9 @@ class UNet2D(TheirConfig):
     upsample_type: Resampling = "conv"
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     layers_per_block: int = Field(2, ge=1)
-    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)  # type: ignore[assignment]  # a list of str
+    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
-    up_block_types: tuple[UpBlock, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")  # type: ignore[assignment]
+    up_block_types: tuple[UpBlock, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
     time_embedding_dim: int | None = None
     mid_block_scale_factor: float = 1.0
@@ -82,7 +82,9 @@ class UNet2D(TheirConfig):
     def _as_in_all_of_ours(cls, value: Any, info: ValidationInfo) -> Any:
         expected = _ALWAYS[str(info.field_name)]
         if value != expected:
-            raise ValueError(f"found {value_words(value)}, expected {value_words(expected)}, which all our networks have")
+            raise ValueError(
+                f"found {value_words(value)}, expected {value_words(expected)}, which all our networks have"
+            )
         return value
 
     @field_validator(*_DDPM)
@@ -116,7 +118,9 @@ class UNet2D(TheirConfig):
                 "way for all, which all our networks have"
             )
         if "resnet" in ways and info.data.get("freq_shift") == 1:
-            raise ValueError("levels resample by resnet, expected conv, which ddpm_unet has, our network of freq_shift 1")
+            raise ValueError(
+                "levels resample by resnet, expected conv, which ddpm_unet has, our network of freq_shift 1"
+            )
         return up
 
     @field_validator("block_out_channels")
@@ -125,10 +129,15 @@ class UNet2D(TheirConfig):
         down, size = info.data.get("down_block_types"), info.data.get("sample_size")
         if down is not None and len(channels) != len(down):
             raise ValueError(f"{len(channels)} of them, expected as many as down_block_types, {len(down)}")
-        if not channels or channels[0] < 8 or channels[0] % 8 or any(each < 1 or each % channels[0] for each in channels):
+        if (
+            not channels
+            or channels[0] < 8
+            or channels[0] % 8
+            or any(each < 1 or each % channels[0] for each in channels)
+        ):
             raise ValueError(
-                f"found {value_words(channels)}, expected a multiple of 8 and then multiples of it, as base_channels and "
-                "channel_multipliers of our networks"
+                f"found {value_words(channels)}, expected a multiple of 8 and then multiples of it, which all our "
+                "networks have"
             )
         if size is not None and size % 2 ** (len(channels) - 1):
             raise ValueError(f"{len(channels)} levels halve the image, but sample_size {size} does not divide so often")
@@ -168,8 +177,8 @@ class UNet2D(TheirConfig):
         means = others if groups is None and info.data.get("resnet_time_scale_shift") == "default" else groups
         if others is not None and means != others:
             raise ValueError(
-                f"found {value_words(groups)}, expected norm_num_groups, {others}: the attention in the middle has a norm "
-                "like all others in our networks"
+                f"found {value_words(groups)}, expected norm_num_groups, {others}: the norm of the attention in the "
+                "middle is like all others in our networks"
             )
         return groups
 
@@ -199,28 +208,10 @@ class UNet2D(TheirConfig):
 
 
 def unet_of(spec: ModelSpec) -> UNet2D:
-    """The description of this model's network. ValueError with all reasons, a line each, where diffusers has none."""
+    """The config of a model's network that has nothing of `foreign_layers`."""
     network = spec.network
-    if not isinstance(network, DDPMUNet | ADMUNet):
-        raise ValueError(f"network: UNet2DModel is ddpm_unet or adm_unet, and this model's is {network.kind}")
-    attends = [spec.image_size >> level in network.attention_sizes for level in range(len(network.widths))]
-    attending = {width for width, attend in zip(network.widths, attends, strict=True) if attend} | {network.widths[-1]}
-    groups, head_channels = norm_groups(spec), {_head_channels(network, width) for width in attending}
-    reasons = []
-    if network.cross_attention is not None:
-        reasons.append("network.cross_attention: UNet2DModel has none")
-    if len(groups) > 1:
-        reasons.append(
-            f"network: its norms have {sorted(groups)} groups, and those of a UNet2DModel all have as many; a network of "
-            "128 base_channels or more can be written, or one that was trained with network.norm_groups"
-        )
-    if len(head_channels) > 1:
-        reasons.append(
-            f"network.heads: {network.heads} of them differ in their channels from level to level, and those of a "
-            "UNet2DModel do not; a network that was trained with network.head_channels can be written"
-        )
-    if reasons:
-        raise ValueError("\n".join(reasons))
+    assert isinstance(network, DDPMUNet | ADMUNet)
+    attends = _attending_levels(spec.image_size, network)
     resnet = isinstance(network, ADMUNet) and network.resample_in_blocks
     scale_shift = isinstance(network, ADMUNet) and network.scale_shift_norm
     resampling = "resnet" if resnet else "conv"
@@ -240,12 +231,32 @@ def unet_of(spec: ModelSpec) -> UNet2D:
             "up_block_types": _blocks(attends[::-1], resnet, ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")),
             "block_out_channels": network.widths,
             "dropout": network.dropout,
-            "attention_head_dim": head_channels.pop(),
-            "norm_num_groups": min(groups),
-            "attn_norm_num_groups": min(groups),
+            "attention_head_dim": min(_head_channels(spec.image_size, network), default=None),
+            "norm_num_groups": min(norm_groups(spec)),
+            "attn_norm_num_groups": min(norm_groups(spec)),
             "num_class_embeds": spec.classes + 1 if spec.classes else None,
         }
     )
+
+
+def foreign_layers(spec: ModelSpec) -> Iterator[str]:
+    """What a UNet2DModel cannot express of a model's network."""
+    network = spec.network
+    if not isinstance(network, DDPMUNet | ADMUNet):
+        yield f"network: a UNet2DModel is a ddpm_unet or an adm_unet, and this model has {network.kind}"
+        return
+    if network.cross_attention is not None:
+        yield "network.cross_attention: a UNet2DModel has none"
+    if len(groups := norm_groups(spec)) > 1:
+        yield (
+            f"network: its norms have {sorted(groups)} groups, those of a UNet2DModel all have as many; a network "
+            "of 128 base_channels or more can be written, or one that was trained with network.norm_groups"
+        )
+    if len(channels := _head_channels(spec.image_size, network)) > 1:
+        yield (
+            f"network.heads: on different levels they have {sorted(channels)} channels, those of a UNet2DModel all "
+            "have as many; a network that was trained with network.head_channels can be written"
+        )
 
 
 def norm_groups(spec: ModelSpec) -> set[int]:
@@ -255,11 +266,16 @@ def norm_groups(spec: ModelSpec) -> set[int]:
     return {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
 
 
-def _head_channels(network: DDPMUNet | ADMUNet, width: int) -> int | None:
-    """Of each head where a level has so many channels; None: there is one head."""
-    if isinstance(network, ADMUNet) and (network.head_channels is not None or network.heads > 1):
-        return network.head_channels or width // network.heads
-    return None
+def _attending_levels(image_size: int, network: DDPMUNet | ADMUNet) -> list[bool]:
+    return [image_size >> level in network.attention_sizes for level in range(len(network.widths))]
+
+
+def _head_channels(image_size: int, network: DDPMUNet | ADMUNet) -> set[int]:
+    """The numbers of channels that heads of attention have; none where each level has one head for all its channels."""
+    if isinstance(network, DDPMUNet) or (network.head_channels is None and network.heads == 1):
+        return set()
+    levels = [*zip(network.widths, _attending_levels(image_size, network), strict=True), (network.widths[-1], True)]
+    return {network.head_channels or width // network.heads for width, attends in levels if attends}
 
 
 def _attends(types: Sequence[str]) -> list[bool]:

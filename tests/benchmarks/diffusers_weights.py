@@ -1,4 +1,4 @@
-"""The weights of diffusers' U-Nets in ours, those with cross-attention too, which folders of a UNet2DModel never have."""
+"""The weights of diffusers' U-Nets in ours, those with cross-attention too, which no UNet2DModel has."""
 
 from collections.abc import Mapping
 from typing import Any
