@@ -38,7 +38,7 @@ _SCHEDULES: dict[str, type[DiscretePath]] = {
     "squaredcos_cap_v2": VPCosine,
 }
 _TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_DDIM_STEPS = 50
+_DDIM_STEPS = 50  # as DDIMPipeline takes by default
 
 Spacing = Literal["leading", "trailing", "linspace"]
 
@@ -85,13 +85,10 @@ class Scheduler(TheirConfig):
     @classmethod
     def _each_step_ends_where_the_next_begins(cls, spacing: Spacing, info: ValidationInfo) -> Spacing:
         T = info.data.get("num_train_timesteps")
-        if T is not None and info.data.get("class_name") == "DDIMScheduler":
-            steps = min(_DDIM_STEPS, T)
-            if not _meet(_their_times(spacing, T, steps), T // steps):
-                raise ValueError(
-                    f"found {spacing!r}, by which DDIMScheduler ends its {steps} steps elsewhere than where the next "
-                    "ones begin; expected 'leading'"
-                )
+        if T and info.data.get("class_name") == "DDIMScheduler" and not _ddim_steps(spacing, T):
+            raise ValueError(
+                f"found {spacing!r}, by which no steps of DDIMScheduler end where the next ones begin, expected 'leading'"
+            )
         return spacing
 
     @field_validator("rescale_betas_zero_snr")
@@ -129,10 +126,10 @@ class Scheduler(TheirConfig):
 
     @property
     def sampler(self) -> Ancestral | DDIM:
-        """Ours that takes the same steps: all of DDPM's, or 50 of DDIM."""
+        """Ours that takes the same steps: all of DDPM's, or 50 of DDIM's where so many fit, else fewer."""
         T, clip = self.num_train_timesteps, "x0" if self.clip_sample else "none"
         if self.class_name == "DDIMScheduler":
-            ddim = {"steps": min(_DDIM_STEPS, T), "grid": self.timestep_spacing, "clip": clip}
+            ddim = {"steps": _ddim_steps(self.timestep_spacing, T), "grid": self.timestep_spacing, "clip": clip}
             return DDIM.model_validate(ddim)
         variances = {"fixed_small_log": "fixed_small", "learned_range": "learned"}
         variance = variances.get(self.variance_type, self.variance_type)
@@ -233,6 +230,12 @@ def _their_times(spacing: Spacing, T: int, steps: int) -> list[float]:
         case "linspace":
             times = np.linspace(0, T - 1, steps).round()[::-1]
     return [float(t) for t in times]
+
+
+def _ddim_steps(spacing: Spacing, T: int) -> int | None:
+    """As many steps as fit, at most 50; None: no two do."""
+    fitting = (n for n in range(min(_DDIM_STEPS, T), 1, -1) if _meet(_their_times(spacing, T, n), T // n))
+    return next(fitting, None)
 
 
 def _meet(times: Sequence[float], stride: int) -> bool:

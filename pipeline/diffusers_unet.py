@@ -173,9 +173,9 @@ class UNet2D(TheirConfig):
     @field_validator("attn_norm_num_groups")
     @classmethod
     def _the_same_groups(cls, groups: int | None, info: ValidationInfo) -> int | None:
-        others = info.data.get("norm_num_groups")
-        means = others if groups is None and info.data.get("resnet_time_scale_shift") == "default" else groups
-        if others is not None and means != others:
+        others, told = info.data.get("norm_num_groups"), info.data.get("resnet_time_scale_shift")
+        means = others if groups is None and told == "default" else groups
+        if others is not None and told is not None and means != others:
             raise ValueError(
                 f"found {value_words(groups)}, expected norm_num_groups, {others}: the norm of the attention in the "
                 "middle is like all others in our networks"
