@@ -87,7 +87,7 @@ class Scheduler(TheirConfig):
         T = info.data.get("num_train_timesteps")
         if T and info.data.get("class_name") == "DDIMScheduler" and not _ddim_steps(spacing, T):
             raise ValueError(
-                f"found {spacing!r}, by which no steps of DDIMScheduler end where the next ones begin, expected 'leading'"
+                f"found {spacing!r}, by which no steps of DDIMScheduler end where the next begin; expected 'leading'"
             )
         return spacing
 
@@ -127,13 +127,12 @@ class Scheduler(TheirConfig):
     @property
     def sampler(self) -> Ancestral | DDIM:
         """Ours that takes the same steps: all of DDPM's, or 50 of DDIM's where so many fit, else fewer."""
-        T, clip = self.num_train_timesteps, "x0" if self.clip_sample else "none"
+        T, grid, clip = self.num_train_timesteps, self.timestep_spacing, "x0" if self.clip_sample else "none"
         if self.class_name == "DDIMScheduler":
-            ddim = {"steps": _ddim_steps(self.timestep_spacing, T), "grid": self.timestep_spacing, "clip": clip}
-            return DDIM.model_validate(ddim)
+            return DDIM.model_validate({"steps": _ddim_steps(grid, T), "grid": grid, "clip": clip})
         variances = {"fixed_small_log": "fixed_small", "learned_range": "learned"}
         variance = variances.get(self.variance_type, self.variance_type)
-        return Ancestral.model_validate({"steps": T, "variance": variance, "clip": clip})
+        return Ancestral.model_validate({"steps": T, "grid": grid, "variance": variance, "clip": clip})
 
     def written(self) -> dict[str, Any]:
         """The file, without the key that only the other class has."""
@@ -206,9 +205,9 @@ def foreign_steps(spec: ModelSpec, sampler: Sampler) -> Iterator[str]:
 
 
 def _spacing(path: DiscretePath, sampler: Ancestral | DDIM) -> Spacing | None:
-    """The rule by which diffusers takes exactly the steps of this sampler."""
+    """The rule by which diffusers takes exactly the steps of this sampler; of several, the one of the same name."""
     times = time_grid(sampler.grid, path, sampler.steps)
-    for spacing in get_args(Spacing):
+    for spacing in sorted(get_args(Spacing), key=lambda name: name != sampler.grid):
         if _their_times(spacing, path.T, sampler.steps) != times:
             continue
         if isinstance(sampler, DDIM):

@@ -75,7 +75,7 @@ ADM: dict[str, Any] = {
     "out_channels": 6,
     "block_out_channels": (16, 32),
     "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "downsample_type": "resnet",
     "upsample_type": "resnet",
     "layers_per_block": 1,
@@ -207,8 +207,9 @@ def test_what_a_run_file_must_say_is_printed(tmp_path: Path, capsys: pytest.Capt
     words = shlex.split(line.removeprefix("score"))
     assert words[:5] == ["python", "-m", "pipeline", "run", "FILE"]
     config = load(DIGITS, words[5:], Config)
+    ancestral = Ancestral(steps=1000, grid="leading", variance="fixed_small", clip="x0")
     assert config.spec == stored.model.spec
-    assert config.sample.sampler == stored.sampler == Ancestral(steps=1000, variance="fixed_small", clip="x0")
+    assert config.sample.sampler == stored.sampler == ancestral
     assert config.train.images == 0
     assert config.train.warm_start == str(tmp_path / "it's ours")
 
@@ -498,7 +499,7 @@ def test_networks_that_ours_are_not_are_refused(
         ),
         (
             {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"},
-            "timestep_spacing: found 'linspace', by which no steps of DDIMScheduler end where the next ones begin",
+            "timestep_spacing: found 'linspace', by which no steps of DDIMScheduler end where the next begin",
         ),
         (
             {"num_train_timesteps": 20},
