@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +116,7 @@ each_of_theirs = pytest.mark.parametrize(("options", "scheduler"), THEIRS.values
 
 def unet(options: dict[str, Any]) -> Any:
     torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        network: Any = UNet2DModel(**{"sample_size": SIZE} | options)  # type: ignore[no-untyped-call]
+    network: Any = UNet2DModel(**{"sample_size": SIZE} | options)  # type: ignore[no-untyped-call]
     return awake(network).eval()
 
 
