@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.prepare import Prepare
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.train import Train
@@ -66,12 +67,11 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_stage_keeps_the_weights_as_they_are(model: Path, tmp_path: Path) -> None:
     run = Run(config_of(tmp_path, f"train.warm_start={model}"), Terminal())
-    run.results["prepare"] = type("Prepared", (), {"facts": {"data_digest": "d" * 64}})()  # all that its key asks for
+    run.results["prepare"] = Prepare().finish(run)
     result = Train().finish(run)
     before = load_file(model / "weights.safetensors")
-    assert (
-        weights_digest(load_file(result.folder / WEIGHTS)) == weights_digest(before) == result.facts["weights_digest"]
-    )
+    assert weights_digest(load_file(result.folder / WEIGHTS)) == weights_digest(before)
+    assert result.facts["weights_digest"] == weights_digest(before)
     assert result.facts["parameters"] == sum(tensor.numel() for tensor in before.values())
     assert Train().figure(result.facts) == "no training; the model of train.warm_start as it is"
     recalled = Train().recall(run)
@@ -86,12 +86,10 @@ def test_check_says_that_nothing_is_trained(model: Path, tmp_path: Path, capsys:
 
 
 def test_without_a_model_or_with_averages_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train.images: 0 trains nothing; name the model to take as it is by train.w"):
+    with pytest.raises(ConfigError, match=r"train\.images: 0 trains nothing; name the model to take as it is by train"):
         config_of(tmp_path)
     kept = ["train.also_averaged=[{kind: power_function}]", "sample.sigma_rel=0.1", "train.warm_start=a.safetensors"]
-    with pytest.raises(
-        ConfigError, match="sample.sigma_rel: 0.1, but train.images 0 keeps no averages; set it to null"
-    ):
+    with pytest.raises(ConfigError, match=r"sample\.sigma_rel: 0\.1, but train\.images 0 keeps no averages; set it"):
         config_of(tmp_path, *kept)
 
 
@@ -99,7 +97,7 @@ def test_another_model_than_the_run_file_describes_is_refused_with_what_differs(
     other = [f"train.warm_start={model}", "path.kind=vp_linear", "target.kind=v"]
     says = (
         r"train\.warm_start: .*model: another model than this configuration's, and train\.images 0 would take it as it "
-        r'is: path is \{"kind": "vp_cosine", .* there and \{"kind": "vp_linear", .* here; target is .*"eps".* there and '
+        r'is: path is \{"kind": "vp_cosine", .* there and \{"kind": "vp_linear", .* here; target is .*"eps".* there '
     )
     with pytest.raises(ConfigError, match=says):
         Run(config_of(tmp_path, *other), Terminal())
