@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster as Nodes
 
@@ -28,16 +29,27 @@ def run(uri: str, tmp_path: Path) -> TrackedRun:
 @pytest.fixture(scope="module")
 def head() -> Iterator[None]:
     """A Ray cluster of two CPUs, which commands of `cluster.address=auto` join in a moment."""
-    memory = {"object_store_memory": 100 * 1024**2}
-    cluster = Nodes(
-        initialize_head=True,
-        shutdown_at_exit=False,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, **memory},
-    )
+    cluster = _started()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ADDRESS", cluster.address)
         yield
     cluster.shutdown()
+
+
+def _started(attempts: int = 3) -> Nodes:
+    """Ray gives a node 30 s to start, which a busy machine may need."""
+    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 1024**2}
+    before = psutil.Process().children(recursive=True)
+    try:
+        return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
+    except Exception:
+        left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        for child in left:
+            child.kill()
+        psutil.wait_procs(left, timeout=10)
+        if attempts == 1:
+            raise
+        return _started(attempts - 1)
 
 
 @pytest.fixture
