@@ -67,10 +67,13 @@ class _Parts:
 
     def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
         if self.config.cross_attention is not None:
-            norm = GroupNorm(channels, eps=1e-6)  # as Rombach et al. 2022, who have 1e-5 in all other norms
+            norm = GroupNorm(
+                channels, self.config.norm_groups, eps=1e-6
+            )  # as Rombach et al. 2022, who have 1e-5 in all other norms
             return SpatialTransformer(norm, self.config.cross_attention, self.config.dropout)
         head_channels = self.config.head_channels
-        return AttentionBlock(channels, self.config.heads if head_channels is None else channels // head_channels)
+        heads = self.config.heads if head_channels is None else channels // head_channels
+        return AttentionBlock(channels, heads, self.config.norm_groups)
 
     def shrink(self, channels: int) -> nn.Module:
         if self.config.resample_in_blocks:
@@ -83,7 +86,7 @@ class _Parts:
         return Upsample(channels)
 
     def norm(self, channels: int) -> "GroupNorm":
-        return GroupNorm(channels)
+        return GroupNorm(channels, self.config.norm_groups)
 
     def tail(self, channels: int, out_channels: int) -> nn.Conv2d:
         return _zero(nn.Conv2d(channels, out_channels, 3, padding=1))
@@ -92,8 +95,8 @@ class _Parts:
 class GroupNorm(nn.GroupNorm):
     """Computes in float32 what comes in half precision, and gives it back as it came."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__(group_count(channels), channels, eps)
+    def __init__(self, channels: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
+        super().__init__(group_count(channels, norm_groups), channels, eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, C, ...] -> like it."""
@@ -106,11 +109,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, config: ADMUNet, channels: int, out: int, resample: nn.Module | None = None) -> None:
         super().__init__()
         self.scale_shift = config.scale_shift_norm
-        self.norm1 = GroupNorm(channels)
+        self.norm1 = GroupNorm(channels, config.norm_groups)
         self.resample = nn.Identity() if resample is None else resample
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.time = nn.Linear(4 * config.base_channels, 2 * out if self.scale_shift else out)
-        self.norm2 = GroupNorm(out)
+        self.norm2 = GroupNorm(out, config.norm_groups)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = _zero(nn.Conv2d(out, out, 3, padding=1))
         self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
@@ -131,10 +134,10 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, scaled by the root of a head's channels, added to its input."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, norm_groups: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, norm_groups)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.project = _zero(nn.Conv2d(channels, channels, 1))
 

@@ -33,6 +33,7 @@ class DDPMUNet(AttentiveUNetConfig):
 class _Parts:
     def __init__(self, config: DDPMUNet) -> None:
         self.base, self.dropout, self.cross_attention = config.base_channels, config.dropout, config.cross_attention
+        self.norm_groups = config.norm_groups
 
     def time_embedding(self) -> TimeEmbedding:
         return TimeEmbedding(self.base, 4 * self.base, "ddpm", _dense)
@@ -41,12 +42,12 @@ class _Parts:
         return _conv(channels, self.base)
 
     def residual(self, channels: int, out: int) -> "ResidualBlock":
-        return ResidualBlock(channels, out, 4 * self.base, self.dropout)
+        return ResidualBlock(channels, out, 4 * self.base, self.dropout, self.norm_groups)
 
     def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
         if self.cross_attention is not None:
-            return SpatialTransformer(_norm(channels), self.cross_attention, self.dropout)
-        return AttentionBlock(channels)
+            return SpatialTransformer(self.norm(channels), self.cross_attention, self.dropout)
+        return AttentionBlock(channels, self.norm_groups)
 
     def shrink(self, channels: int) -> "Downsample":
         return Downsample(channels)
@@ -55,7 +56,7 @@ class _Parts:
         return Upsample(channels)
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        return _norm(channels)
+        return _norm(channels, self.norm_groups)
 
     def tail(self, channels: int, out_channels: int) -> nn.Conv2d:
         return _conv(channels, out_channels, scale=_ALMOST_ZERO)
@@ -64,12 +65,14 @@ class _Parts:
 class ResidualBlock(nn.Module):
     """Norm, swish, convolution; plus time; norm, swish, dropout, convolution; plus the input."""
 
-    def __init__(self, channels: int, out: int, time_channels: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, out: int, time_channels: int, dropout: float, norm_groups: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm1 = _norm(channels)
+        self.norm1 = _norm(channels, norm_groups)
         self.conv1 = _conv(channels, out)
         self.time = _dense(time_channels, out)
-        self.norm2 = _norm(out)
+        self.norm2 = _norm(out, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _conv(out, out, scale=_ALMOST_ZERO)
         self.shortcut = nn.Identity() if channels == out else _conv(channels, out, kernel=1)
@@ -85,9 +88,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, one head, scaled by C^-1/2, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm_groups: int | None = None) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, norm_groups)
         self.query_key_value = nn.ModuleList(_conv(channels, channels, kernel=1) for _ in range(3))
         self.project = _conv(channels, channels, kernel=1, scale=_ALMOST_ZERO)
 
@@ -120,8 +123,8 @@ class Upsample(nn.Module):
         return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(group_count(channels), channels, eps=1e-6)
+def _norm(channels: int, norm_groups: int | None) -> nn.GroupNorm:
+    return nn.GroupNorm(group_count(channels, norm_groups), channels, eps=1e-6)
 
 
 def _conv(

@@ -50,13 +50,20 @@ class UNetConfig(Record):
 class AttentiveUNetConfig(UNetConfig):
     """Hyper-parameters of those of them whose attention can also see a sequence of embeddings."""
 
+    norm_groups: int | None = Field(None, ge=1)
+    """Groups of every norm, as diffusers has it; null: 32, fewer where a norm has less than 128 channels."""
     cross_attention: CrossAttention | None = None
     """Transformer blocks that attend to a sequence of embeddings, in place of plain self-attention. Each class learns
     its sequence, in place of the one embedding that is added to the time; null: self-attention alone."""
 
     def check_image_size(self, image_size: int) -> None:
-        """ValueError unless levels, attention sizes (pixels) and heads fit."""
+        """ValueError unless levels, attention sizes (pixels), groups and heads fit."""
         super().check_image_size(image_size)
+        if self.norm_groups is not None and self.base_channels % self.norm_groups:
+            raise ValueError(
+                f"norm_groups {self.norm_groups} does not divide base_channels {self.base_channels}; use another "
+                "number, or null"
+            )
         if self.cross_attention is not None:
             self._check_heads(image_size, "cross_attention.heads", self.cross_attention.heads)
 
@@ -80,12 +87,12 @@ def check_halvings(image_size: int, levels: int, remedy: str) -> None:
         )
 
 
-def group_count(channels: int) -> int:
+def group_count(channels: int, norm_groups: int | None = None) -> int:
     """Ho et al.'s 32 groups; fewer in narrow networks, of at least four channels each, as in Karras et al. 2022.
 
-    Where that number does not divide the channels, the next smaller one that does.
+    Where that number does not divide the channels, the next smaller one that does. norm_groups: that many instead.
     """
-    return next(groups for groups in range(min(32, channels // 4), 0, -1) if channels % groups == 0)
+    return norm_groups or next(groups for groups in range(min(32, channels // 4), 0, -1) if channels % groups == 0)
 
 
 class Parts(Protocol):

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import DDPMUNet, Simple, VPLinear, denoising_loss
+from model import ADMUNet, CrossAttention, DDPMUNet, Simple, VPLinear, denoising_loss
 from model.ddpm_unet import AttentionBlock, Downsample, ResidualBlock
 from model.embedding import TimeEmbedding
 from model.targets import Eps
@@ -169,6 +169,16 @@ def test_every_accepted_configuration_can_be_built(
 
 def test_groups_are_32_or_fewer_of_four_channels_or_more() -> None:
     assert [group_count(channels) for channels in (4, 8, 64, 128, 216, 1024)] == [1, 2, 16, 32, 27, 32]
+
+
+@pytest.mark.parametrize("kind", [DDPMUNet, ADMUNet])
+@pytest.mark.parametrize("crossing", [None, CrossAttention(heads=4)])
+def test_all_norms_have_the_groups_that_are_asked_for(kind: Any, crossing: CrossAttention | None) -> None:
+    config = kind(**NARROW.model_dump(exclude={"kind"}) | {"norm_groups": 4, "cross_attention": crossing})
+    norms = [module for module in config.build(8, 1, 1, 2).modules() if isinstance(module, nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {4}
+    with pytest.raises(ValueError, match="norm_groups 5 does not divide base_channels 16; use another number, or null"):
+        config.model_copy(update={"norm_groups": 5}).check_image_size(8)
 
 
 def test_sixteen_images_are_learned_by_heart() -> None:
