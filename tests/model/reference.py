@@ -1,4 +1,6 @@
-"""diffusers' schedulers with float64 tables: by their own formulas, which they store as float32, or by our path."""
+"""diffusers' schedulers and time projection in float64: by their own formulas, which they keep to float32, or by our
+path.
+"""
 
 import math
 import warnings
@@ -6,9 +8,25 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor, nn
 
 from model import GaussianPath
 from model.sampler import Point
+
+
+class Sinusoids(nn.Module):
+    """Their time projection in float64: they compute it in float32 whatever the network's dtype."""
+
+    def __init__(self, channels: int, *, sines_first: bool) -> None:
+        super().__init__()
+        self.half, self.sines_first = channels // 2, sines_first
+
+    def forward(self, t: Tensor) -> Tensor:
+        exponents = torch.arange(self.half, dtype=torch.float64) / (self.half - self.sines_first)
+        angles = t.double()[:, None] * torch.exp(-math.log(10_000) * exponents).float().double()
+        waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
+        return torch.cat(waves, dim=1)
+
 
 SCHEDULES = {"vp_linear": "linear", "vp_cosine": "squaredcos_cap_v2"}
 """Our path's kind -> their beta_schedule."""

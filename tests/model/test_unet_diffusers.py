@@ -2,7 +2,6 @@
 diffusion's with cross-attention.
 """
 
-import math
 from typing import Any
 
 import pytest
@@ -14,26 +13,13 @@ from model import ADMUNet, CrossAttention, DDPMUNet
 from model.cross_attention import SpatialTransformer
 
 from ..benchmarks.diffusers_weights import copy_weights, in_transformer
+from .reference import Sinusoids
 from .small_networks import awake
 
 IMAGE_SIZE = 16  # half of CIFAR-10's, for speed; no weight depends on it
 CLASSES = 5
 TIMES = torch.tensor([0, 1, 998, 999])
 LABELS = torch.tensor([0, 3, 4, CLASSES])
-
-
-class Sinusoids(nn.Module):
-    """Their time projection in float64: they compute it in float32 whatever the network's dtype."""
-
-    def __init__(self, *, sines_first: bool) -> None:
-        super().__init__()
-        self.sines_first = sines_first
-
-    def forward(self, t: Tensor) -> Tensor:
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(64, dtype=torch.float64) / (64 - self.sines_first))
-        angles = t.double()[:, None] * frequencies.float().double()
-        waves = (angles.sin(), angles.cos()) if self.sines_first else (angles.cos(), angles.sin())
-        return torch.cat(waves, dim=1)
 
 
 DDPM: dict[str, Any] = {
@@ -93,7 +79,7 @@ def test_same_weights_give_the_same_output(config: Any, options: dict[str, Any])
         assert output.std() > 0.01  # something to compare
         expected = theirs(x, TIMES, class_labels=label).sample  # with their float32 time projection
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-3)
-        theirs.time_proj = Sinusoids(sines_first=not options["flip_sin_to_cos"])
+        theirs.time_proj = Sinusoids(128, sines_first=not options["flip_sin_to_cos"])
         torch.testing.assert_close(output, theirs(x, TIMES, class_labels=label).sample, rtol=0, atol=1e-9)
 
 
@@ -128,7 +114,7 @@ def test_whole_network_with_cross_attention_is_latent_diffusions() -> None:
         attention_head_dim=CROSSING.heads,  # the name is theirs: it is the number of heads
         cross_attention_dim=CROSSING.width,
     )
-    awake(theirs).double().eval().time_proj = Sinusoids(sines_first=False)
+    awake(theirs).double().eval().time_proj = Sinusoids(128, sines_first=False)
     config = ADMUNet(**ADM_UNET.model_dump() | {"scale_shift_norm": False, "cross_attention": CROSSING})
     ours = config.build(IMAGE_SIZE, 4, 4, 0).double().eval()
     copy_weights(theirs, ours, config.blocks_per_level)
