@@ -185,6 +185,8 @@ class Config(Record):
         mistakes += self._sampler_mistakes()
         mistakes += self._augmentation_mistakes()
         mistakes += self._average_mistakes()
+        if self.train.images == 0 and self.train.warm_start is None:
+            mistakes.append("train.images: 0 trains nothing; name the model to take as it is by train.warm_start")
         if not mistakes:  # where the target is singular, so are its weights
             mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
             mistakes += _refusal(
@@ -236,6 +238,9 @@ class Config(Record):
             )
 
     def _average_mistakes(self) -> Iterator[str]:
+        if self.sample.sigma_rel is not None and self.train.images == 0:
+            yield f"sample.sigma_rel: {self.sample.sigma_rel:g}, but train.images 0 keeps no averages; set it to null"
+            return
         kept = any(isinstance(profile, PowerFunctionEMA) for profile in (self.train.ema, *self.train.also_averaged))
         if self.sample.sigma_rel is not None and not kept:
             yield (
@@ -268,6 +273,11 @@ class Config(Record):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the path acts on."""
         return self.codec.latent_shape((self.data.channels, self.data.image_size, self.data.image_size))
+
+    @property
+    def labels_withheld(self) -> bool:
+        """Whether the network learns to do without a class."""
+        return isinstance(self.conditioning, ClassLabels) and self.conditioning.dropout > 0
 
     @property
     def spec(self) -> ModelSpec:

@@ -107,12 +107,15 @@ def card(package: ModelPackage) -> str:
     """The version's description in the UI, Markdown: what it is, its scores, how they were measured."""
     spec = json.loads(package.description.read_text())["spec"]
     size, colour = spec["image_size"], "grey" if spec["channels"] == 1 else "RGB"
+    trained = (
+        f"trained on {package.trained_images:,} (repeats counted)" if package.trained_images else "not trained here"
+    )
     scores = "\n".join(
         f"| {'**' + name + '**' if name == package.primary_score else name} | {_figure(value)} |"
         for name, value in package.scores.items()
     )
     primary = f"{package.primary_score} {_figure(package.scores[package.primary_score])}"
-    return f"""**{primary}**; {size} x {size} {colour} images, trained on {package.trained_images:,} (repeats counted).
+    return f"""**{primary}**; {size} x {size} {colour} images, {trained}.
 
 | score | value |
 |---|---|

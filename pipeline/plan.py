@@ -9,6 +9,7 @@ from .errors import DataError
 from .mlflow_store import redacted
 from .stage import Run
 from .terminal import Terminal
+from .train_config import TrainConfig
 
 
 def print_plan(config: Config, console: Console) -> None:
@@ -22,11 +23,7 @@ def print_plan(config: Config, console: Console) -> None:
 def plan(config: Config) -> dict[str, str]:
     """Stage or part to one line about it."""
     run = Run(config, Terminal())
-    train, sample = config.train, config.sample
-    fewest, most = train.worker_range
-    workers, largest = str(most), f"{-(-train.batch_size // fewest):,}"
-    if fewest != most:
-        workers, largest = f"{fewest} to {most}", f"{train.batch_size // most:,} to {largest}"
+    sample = config.sample
     shape = f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}"
     return {
         "run": config.name,
@@ -35,9 +32,7 @@ def plan(config: Config) -> dict[str, str]:
         "path": f"{config.path.kind}, t = {config.path.t_min:g} to {config.path.t_max:g}; target {config.target.kind}, "
         f"variance {config.variance.kind}; codec {config.codec.kind}",
         "conditioning": f"{config.conditioning.kind}; guidance {config.sample.guidance.kind}",
-        "train": f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}, on {workers} "
-        f"workers {largest} each; weighting {train.weighting.kind}, times {train.times.kind}; "
-        f"precision {train.precision}",
+        "train": _training(config.train),
         **({"warm start": str(run.warm_start)} if run.warm_start else {}),
         "sample": f"{sample.images:,} images by {sample.sampler.kind}, {_evaluations(config)}, in chunks of "
         f"{sample.chunk_images}",
@@ -48,6 +43,19 @@ def plan(config: Config) -> dict[str, str]:
         "tracking": redacted(run.tracking_uri),
         "output": _folder(run),
     }
+
+
+def _training(train: TrainConfig) -> str:
+    if not train.images:
+        return "no training; the model of train.warm_start as it is"
+    fewest, most = train.worker_range
+    workers, largest = str(most), f"{-(-train.batch_size // fewest):,}"
+    if fewest != most:
+        workers, largest = f"{fewest} to {most}", f"{train.batch_size // most:,} to {largest}"
+    return (
+        f"{train.images:,} images in {train.steps:,} steps of {train.batch_size:,}, on {workers} workers {largest} "
+        f"each; weighting {train.weighting.kind}, times {train.times.kind}; precision {train.precision}"
+    )
 
 
 def _folder(run: Run) -> str:

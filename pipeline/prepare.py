@@ -60,7 +60,7 @@ def check_prepared(run: Run) -> None:
     index, config = run.index, run.config
     index.check_shards()
     images = index.count("train")
-    if images < config.train.batch_size and not isinstance(config.data.source, Stream):
+    if config.train.images and images < config.train.batch_size and not isinstance(config.data.source, Stream):
         raise DataError(
             f"data: {images:,} images to train on are fewer than train.batch_size {config.train.batch_size:,}; "
             f"lower train.batch_size or data.heldout_fraction, or add images"

@@ -86,17 +86,18 @@ class Register(Stage):
 
 
 def draw_pictures(run: Run) -> list[Path]:
-    """Sample grid, samples beside real images, denoising strip and loss curve, in the run's folder."""
+    """Sample grid, samples beside real images, denoising strip and, of a training, loss curve, in the run's folder."""
     config, sample = run.config.sample, run.results["sample"]
     drawn = Chunks(sample.folder, config, sample.facts["device_type"]).read_all(min(_GRID_IMAGES, config.images))
     reader = ShardReader(run.index, "train", "none", run.config.data.shard_cache)
     real = reader.read(np.arange(min(_BESIDE_IMAGES, len(reader))))
     frames, times = read_arrays(sample.folder / STRIP, "frames", "times")
     points = [point for point in read_curve(run.results["train"].folder) if "loss" in point]
-    names = ("samples.png", "real_and_generated.png", "denoising.png", "loss.png")
+    names = ["samples.png", "real_and_generated.png", "denoising.png", *(["loss.png"] if points else [])]
     paths = [run.folder / name for name in names]
     image_grid(drawn, _GRID_COLUMNS, paths[0])
     real_and_generated(real, drawn[:_BESIDE_IMAGES], _BESIDE_COLUMNS, paths[1])
     denoising_strip(frames, times.tolist(), paths[2])
-    loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
+    if points:
+        loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
     return [*paths, *draw_likelihoods(run.results["evaluate"].folder, run.folder)]

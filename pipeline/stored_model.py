@@ -98,8 +98,7 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
     where = _device(device)
     _refuse_closed(overrides)
     with _files_of(name, tracking_uri, "--tracking-uri", ANSWER_S) as files:
-        _check_format(files.description)
-        described = load(files.description, overrides, Description)
+        described = described_in(files.description, overrides)
         _check_fits(described)
         weights = _placed(files.description, files.weights, described.weights, "weights")
         classifier = None
@@ -112,10 +111,16 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
     return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
 
 
+def described_in(file: Path, overrides: Sequence[str] = ()) -> Description:
+    """The description in a `model.json`. ConfigError where it is none, or of another format."""
+    _check_format(file)
+    return load(file, overrides, Description)
+
+
 @contextmanager
-def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple[str, Path]]:
-    """The weights that a model's images are drawn from, without the model: yields its name and their file, which is
-    there while the block runs.
+def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple[str, Path, Path | None]]:
+    """The weights that a model's images are drawn from, without the model: yields its name, their file, and that of its
+    description where there is one. The files are there while the block runs.
 
     name: what `load_stored` takes, or a .safetensors file; in place of an alias the version that it means now is
     yielded. timeout_s: longest wait for MLflow's first answer. ConfigError and TrackingError as by `load_stored`.
@@ -124,14 +129,11 @@ def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple
         file = Path(name).expanduser().absolute()
         if not file.is_file():
             raise ConfigError(f"{name}: no such file; give one of weights, the folder of a trained run, or models:/...")
-        yield str(file), file
+        yield str(file), file, None
         return
     with _files_of(name, tracking_uri, "tracking.uri", timeout_s) as files:
-        relative = None
-        if files.weights is None:
-            _check_format(files.description)
-            relative = load(files.description, [], Description).weights
-        yield files.name, _placed(files.description, files.weights, relative, "weights")
+        relative = described_in(files.description).weights if files.weights is None else None
+        yield files.name, _placed(files.description, files.weights, relative, "weights"), files.description
 
 
 def assembled(
@@ -177,6 +179,8 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
     folder_of_run = Path(name).expanduser()
     if not (folder_of_run / DESCRIPTION).is_file():
         what = "has no " + DESCRIPTION if folder_of_run.is_dir() else "no such folder"
+        if (folder_of_run / "model_index.json").is_file():
+            what += ", but diffusers' model_index.json; 'python -m pipeline import' makes a model of it"
         raise ConfigError(
             f"{name}: {what}; give the folder of a trained run, such as outputs/digits-..., models:/NAME@ALIAS or "
             "models:/NAME/VERSION"

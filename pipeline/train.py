@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train types them as those of Train V1
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from evaluation.atomic import whole_file
 from model import Denoising
@@ -33,7 +33,7 @@ from .cluster import Cluster
 from .config import ClusterConfig, Config
 from .curve import Point, read_curve, recorded, restore_curve
 from .errors import ClusterError, PipelineError, TrainingError
-from .files import read_json, write_text
+from .files import read_json, write_bytes, write_text
 from .keyroles import identity
 from .preview import Preview
 from .speed import in_words, time_spent
@@ -42,6 +42,7 @@ from .stream import StreamPlan, order_identity
 from .terminal import flop_rate
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
+from .warm_start import WarmStart
 
 _RAY = "ray-train"  # folder of Ray Train's own marks in a training's folder
 _TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S")
@@ -74,9 +75,13 @@ class Train(Stage):
         write_text(folder / SPEC, config.spec.model_dump_json(indent=2))
         if run.warm_start:
             run.warm_start.write(folder)
+            if config.train.images == 0:
+                return _keep_start(run.warm_start, folder)
         return train_network(run, folder, recipe_of(config), self.identity(run), Preview.of(config))
 
     def figure(self, facts: Facts) -> str:
+        if not facts["images"]:
+            return "no training; the model of train.warm_start as it is"
         return f"loss {facts['loss']:.4f}, {facts['images_per_s']:,.0f} images/s"
 
 
@@ -240,6 +245,19 @@ def _keep_weights(folder: Path, final_images: int) -> Facts:
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "weights_digest": weights_digest(weights),
         "averages": kept(folder / AVERAGES),
+    }
+
+
+def _keep_start(start: WarmStart, folder: Path) -> Facts:
+    """The weights as they were, in the place of trained ones."""
+    write_bytes(folder / WEIGHTS, save(dict(start.weights)))
+    return {
+        "images": 0,
+        "loss": None,
+        "images_per_s": None,
+        "parameters": sum(tensor.numel() for tensor in start.weights.values()),
+        "weights_digest": start.digest,
+        "averages": {},
     }
 
 

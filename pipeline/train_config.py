@@ -25,8 +25,9 @@ Workers = Annotated[int, Field(ge=1)]
 class TrainConfig(Record):
     """How the network is trained. Lengths are in images, so that they mean the same at every batch size."""
 
-    images: int = Field(ge=1)
-    """Training length, images (with repetition), rounded up to whole batches."""
+    images: int = Field(ge=0)
+    """Training length, images (with repetition), rounded up to whole batches; 0: none, the model of warm_start is
+    sampled and scored as it is."""
     batch_size: int = Field(128, ge=1)
     """Global batch, images: all workers together."""
     num_workers: Annotated[Workers | tuple[Workers, Workers], Resource] = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model import EAGER, ClassLabels, Execution, Guidance, ModelSpec, Snapshot, TrainedModel
+from model import EAGER, Execution, Guidance, ModelSpec, Snapshot, TrainedModel
 
 from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
@@ -20,9 +20,9 @@ from .stored_model import DESCRIPTION, FORMAT, assembled
 def described(config: Config) -> dict[str, Any]:
     """All of a model but its weights, and how images are drawn from it, as JSON."""
     parts = {"spec": config.spec, "sampler": config.sample.sampler, "guidance": config.sample.guidance}
-    withheld = isinstance(config.conditioning, ClassLabels) and config.conditioning.dropout > 0
     described_parts = {name: part.model_dump(mode="json") for name, part in parts.items()}
-    return {"format": FORMAT, **described_parts, "precision": config.sample.precision, "labels_withheld": withheld}
+    others = {"precision": config.sample.precision, "labels_withheld": config.labels_withheld}
+    return {"format": FORMAT, **described_parts, **others}
 
 
 def posthoc_average(run: Run) -> PostHocAverage | None:
