@@ -16,7 +16,7 @@ from evaluation import EvaluationError  # noqa: E402
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import PipelineError  # noqa: E402
-from .request import add_options, request_of  # noqa: E402
+from .request import MODEL_HELP, add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
@@ -26,6 +26,9 @@ _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys
     "evaluate": "score the images, after all that comes before",
     "register": "register the model, after all that comes before",
 }
+
+_BRIEF = ("generate", "import", "export")
+"""Commands that are given again from the beginning where they were interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
-        print_error(
-            "interrupted" if options.command == "generate" else "interrupted; the same command goes on from here"
-        )
+        print_error("interrupted" if options.command in _BRIEF else "interrupted; the same command goes on from here")
         return 130
     return 0
 
@@ -55,11 +56,9 @@ def _execute(options: argparse.Namespace) -> None:
         else:
             print_keys(Config, console_for(sys.stdout))
         return
-    if options.command == "index":
-        _index(options)
-        return
-    if options.command in ("sweep", "generate"):
-        _sweep(options) if options.command == "sweep" else _generate(options)
+    without_file = {"index": _index, "sweep": _sweep, "generate": _generate, "import": _import, "export": _export}
+    if options.command in without_file:
+        without_file[options.command](options)
         return
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
@@ -112,6 +111,20 @@ def _index(options: argparse.Namespace) -> None:
         run_index(options, Terminal())
 
 
+def _import(options: argparse.Namespace) -> None:
+    from .diffusers_folder import run_import
+
+    with _disk_errors(options.into):
+        run_import(options, Terminal(brief=True))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .diffusers_folder import run_export
+
+    with _disk_errors(options.into):
+        run_export(options, Terminal(brief=True))
+
+
 @contextmanager
 def _disk_errors(output: str | Path) -> Iterator[None]:
     """A disk that is full, or a folder that may not be written to, is no fault of the program."""
@@ -156,6 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
     _add_index(commands.add_parser("index", help="index webdataset tars that exist, local or remote"))
+    _add_import(commands.add_parser("import", help="make a model of a folder of diffusers, to draw, score or train on"))
+    _add_export(commands.add_parser("export", help="write a model as a folder of diffusers"))
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)
@@ -172,6 +187,40 @@ def _add_index(command: argparse.ArgumentParser) -> None:
     command.add_argument("--channels", type=int, choices=[1, 3], help="default: those of the first image")
     command.add_argument("--class-names", metavar="A,B,...", help="in the order of their labels; default: the labels")
     command.add_argument("--cache", type=Path, metavar="FOLDER", help="for remote tars; default: as data.shard_cache")
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Read a folder in which a DDPMPipeline or DDIMPipeline of diffusers was saved, and write a model's folder that "
+        "'generate' and train.warm_start take."
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="with unet/ and scheduler/")
+    command.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="where the model is written")
+    command.add_argument(
+        "--last-class-is-none",
+        action="store_true",
+        help="the last class that the network knows stands for none, as after training for classifier-free guidance",
+    )
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Write a trained model as a folder that diffusers' DDPMPipeline and DDIMPipeline load, to draw as it does."
+    )
+    command.usage = "python -m pipeline export MODEL [key=value ...] --into FOLDER [--tracking-uri URI] [--traceback]"
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="right after MODEL: another sampler than the model's, ancestral or ddim, e.g. sampler.grid=leading",
+    )
+    command.add_argument(
+        "--into", type=Path, required=True, metavar="FOLDER", help="where diffusers' folder is written"
+    )
+    add_tracking_uri(command)
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 

@@ -24,6 +24,8 @@ MAX_EVALUATIONS = 2_000_000
 MAX_PICTURE_PIXELS = 100_000_000
 """Of the picture that is written."""
 
+MODEL_HELP = "a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION"
+
 Kind = Literal["seeds", "strip", "interpolate", "reconstruct", "inpaint", "image"]
 
 _NAMES: dict[Kind, str] = {
@@ -59,7 +61,7 @@ class Request:
 def add_options(command: argparse.ArgumentParser) -> None:
     """What `python -m pipeline generate` understands."""
     command.usage = "python -m pipeline generate MODEL [key=value ...] [what to draw] [--into FILE.png]"
-    command.add_argument("model", metavar="MODEL", help="a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument(
         "overrides",
         nargs="*",
@@ -94,12 +96,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
     )
+    add_tracking_uri(command)
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def add_tracking_uri(command: argparse.ArgumentParser) -> None:
+    """The option that says where models:/... are."""
     command.add_argument(
         "--tracking-uri",
         metavar="URI",
         help="MLflow store of models:/...; default: MLFLOW_TRACKING_URI, else outputs/mlflow.db",
     )
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def request_of(options: argparse.Namespace) -> Request:
