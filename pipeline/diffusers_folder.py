@@ -40,7 +40,7 @@ def run_import(options: Namespace, terminal: Terminal) -> None:
     """
     into = _target(options.into, DESCRIPTION)
     described, weights = read_folder(options.folder.expanduser(), last_class_is_none=options.last_class_is_none)
-    write_bytes(into / _OUR_WEIGHTS, save(weights))
+    write_bytes(_made(into) / _OUR_WEIGHTS, save(weights))
     write_json(into / DESCRIPTION, described.model_dump(mode="json"))
     spec, sampler = described.spec, described.sampler
     parameters = sum(tensor.numel() for tensor in weights.values())
@@ -131,11 +131,11 @@ def write_folder(stored: StoredModel, into: Path) -> tuple[str, str]:
 
 
 def _target(into: Path, last: str) -> Path:
-    """The folder to write, made. ConfigError where there is such a one already. last: the file that makes it one."""
+    """The folder to write. ConfigError where there is such a one already. last: the file that makes it one."""
     folder = into.expanduser().absolute()
     if (folder / last).exists():
         raise ConfigError(f"--into {into}: {last} is there already; give another folder, or remove that one")
-    return _made(folder)
+    return folder
 
 
 def _made(folder: Path) -> Path:

@@ -179,6 +179,8 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
     folder_of_run = Path(name).expanduser()
     if not (folder_of_run / DESCRIPTION).is_file():
         what = "has no " + DESCRIPTION if folder_of_run.is_dir() else "no such folder"
+        if (folder_of_run / "model_index.json").is_file():
+            what += ", but diffusers' model_index.json; 'python -m pipeline import' makes a model of it"
         raise ConfigError(
             f"{name}: {what}; give the folder of a trained run, such as outputs/digits-..., models:/NAME@ALIAS or "
             "models:/NAME/VERSION"
