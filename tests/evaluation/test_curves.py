@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,11 +16,13 @@ from evaluation.curves import (
     _running_mean,
     bound_terms,
     loss_curve,
+    path_curves,
     quality_against_evaluations,
     quality_against_length,
     rate_distortion_curve,
 )
 from evaluation.errors import EvaluationError
+from model import EDMPath, GaussianPath, RectifiedFlow, VPCosine, VPLinear
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -152,4 +155,21 @@ def test_rates_without_their_distortions_are_refused(
     match = r"rate\.png: \d rates and \d distortions, expected as many of each and all finite"
     with pytest.raises(EvaluationError, match=match):
         rate_distortion_curve(rate, distortion, tmp_path / "rate.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [VPCosine(T=20), VPLinear(zero_terminal_snr=True), EDMPath(), RectifiedFlow()])
+def test_the_path_is_drawn_on_both_sides_whatever_its_times(tmp_path: Path, path: GaussianPath) -> None:
+    t = path.training_time(torch.linspace(0, 1, 200, dtype=torch.float64)).unique()
+    path_curves(t.numpy(), path.alpha(t).numpy(), path.sigma(t).numpy(), tmp_path / "path.png")
+    picture = pixels(tmp_path / "path.png")
+    assert picture.shape == (432, 960, 3)
+    assert all(count_of(half, COLORS[0]) > 100 for half in np.array_split(picture, 2, axis=1))
+
+
+@pytest.mark.parametrize("sigma", [[], [0.0, 1.0], [1.0]])
+def test_a_path_without_noise_at_each_time_is_refused(tmp_path: Path, sigma: list[float]) -> None:
+    match = rf"path\.png: 2 times, 2 alphas and {len(sigma)} sigmas, expected as many"
+    with pytest.raises(EvaluationError, match=match):
+        path_curves([1, 2], [1, 0.5], sigma, tmp_path / "path.png")
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ def test_strip_shows_an_image_a_row_and_a_state_a_column(tmp_path: Path) -> None
     assert picture[cell // 2 :: cell, cell // 2 :: cell].tolist() == [[10, 20, 30], [40, 50, 60]]
 
 
+def test_the_way_to_noise_is_laid_out_like_the_way_back(tmp_path: Path) -> None:
+    frames = np.stack([shades(10, 40), shades(20, 50), shades(30, 60)])
+    noising_strip(frames, [-1, 500, 999], tmp_path / "there.png")
+    denoising_strip(frames, [999, 500, -1], tmp_path / "back.png")
+    there, back = pixels(tmp_path / "there.png"), pixels(tmp_path / "back.png")
+    np.testing.assert_array_equal(there[30:], back[30:])
+    assert not np.array_equal(there[:30], back[:30])  # "image" stands first
+
+
 def test_rows_stand_under_their_headings_and_behind_their_names(tmp_path: Path) -> None:
     rows = np.stack([shades(10, 20, 30), shades(40, 50, 60)])
     headed_rows(rows, ["a", "", "c"], tmp_path / "bare.png", min_pixels=8)
@@ -98,9 +108,9 @@ def test_rows_without_a_heading_for_each_column_are_refused(
 
 @pytest.mark.parametrize("strip", [denoising_strip, noising_strip])
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 2, 8, 8, 1)])
-def test_strip_without_a_time_for_each_state_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_strip_without_a_time_for_each_state_is_refused(tmp_path: Path, shape: tuple[int, ...], strip: Any) -> None:
     with pytest.raises(EvaluationError, match=re.escape(f"frames {list(shape)} and 3 times")):
-        denoising_strip(np.zeros(shape, dtype=np.uint8), [2, 1, -1], tmp_path / "strip.png")
+        strip(np.zeros(shape, dtype=np.uint8), [2, 1, -1], tmp_path / "strip.png")
 
 
 @pytest.mark.parametrize(
