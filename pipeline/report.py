@@ -26,8 +26,9 @@ def write_report(run: Run, pictures: Sequence[Path], config: Path) -> Path:
     """Of a run that has been scored. pictures: those that `draw_pictures` has drawn; config: as YAML. -> its file."""
     report = run.folder / REPORT
     sections = [
+        Section("In short", rows=tuple(measured(run).items())),
         *_pictured(run, pictures),
-        *_measured(run),
+        Section("Scores", "A score that cannot be had says why.", rows=_scores(run)),
         Section("Protocol", "All that the scores depend on beside the model.", rows=_protocol(run)),
         Section(
             "Time",
@@ -46,11 +47,11 @@ def _headline(run: Run) -> tuple[str, str]:
     """The score that decides, and what it was measured on."""
     evaluated, sampled = run.results["evaluate"].facts, run.results["sample"].facts
     name, protocol = evaluated["primary_score"], read_json(run.results["evaluate"].folder / PROTOCOL)
-    extractor, reference = evaluated["extractor"], protocol["reference"]
+    images, split = protocol["reference"]["images"], protocol["reference"]["split"]
     measured_on = (
         f"{sampled['images']:,} images drawn by {run.config.sample.sampler.kind} in "
-        f"{sampled['network_evaluations']:,.4g} network evaluations each, against {reference['images']:,} images of "
-        f"{run.config.data.source.kind} ({reference['split']}), by {extractor['kind']} features; lower is better."
+        f"{sampled['network_evaluations']:,.4g} network evaluations each, against {images:,} {split} images of "
+        f"{run.config.data.source.kind}, by {evaluated['extractor']['kind']} features; lower is better."
     )
     if (reason := evaluated["reasons"].get(name)) is not None:
         measured_on = f"{reason}. {measured_on}"
@@ -76,7 +77,7 @@ def _captions(run: Run) -> dict[str, _Caption]:
     """By the names of the pictures' files, in the order of the page."""
     sample, path, data = run.config.sample, run.config.path.kind, run.config.data.source.kind
     told = bool(run.config.spec.classes or sample.guidance.classes)
-    of_class = "that were asked to be of this class" if told else "that the classifier takes for this class"
+    of_it = "that were asked to be of it" if told else "that the classifier takes for it"
     return {
         "samples": _Caption(
             "Samples",
@@ -90,7 +91,7 @@ def _captions(run: Run) -> dict[str, _Caption]:
         ),
         "classes": _Caption(
             "By class",
-            f"The first samples {of_class}, a row for each class.",
+            f"For each class a row of the first samples {of_it}.",
             "Samples, one row for each class",
         ),
         "closest": _Caption(
@@ -132,13 +133,12 @@ def _captions(run: Run) -> dict[str, _Caption]:
     }
 
 
-def _measured(run: Run) -> Iterator[Section]:
+def _scores(run: Run) -> Sequence[tuple[str, str, str]]:
+    """Name, value, and why there is none."""
     evaluated = run.results["evaluate"].facts
     scores, reasons = evaluated["scores"], evaluated["reasons"]
     beside = {f"{name}_se" for name in scores} - set(reasons)  # shown behind what they are the errors of
-    rows = [(name, _value(scores, name), reasons.get(name, "")) for name in scores if name not in beside]
-    yield Section("In words", rows=tuple(measured(run).items()))
-    yield Section("Scores", "A score that cannot be had says why.", rows=rows)
+    return [(name, _value(scores, name), reasons.get(name, "")) for name in scores if name not in beside]
 
 
 def _protocol(run: Run) -> Sequence[tuple[str, str]]:

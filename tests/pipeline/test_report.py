@@ -140,7 +140,7 @@ def test_neighbours_and_the_classes_that_a_classifier_sees_are_shown(tmp_path: P
     write_arrays(run.results["evaluate"].folder / CLOSEST, samples=np.array([23, 0]), training=np.array([[5], [7]]))
     names, page = reported(run)
     assert names == EVERY_RUN | {"classes", "closest", "interpolation"}
-    assert "that the classifier takes for this class" in page
+    assert "that the classifier takes for it" in page
     with Image.open(run.folder / "classes.png") as picture:
         rows = np.array_split(np.asarray(picture.convert("L"))[30:, 40:], CLASSES)
     assert [bool((row < 200).any()) for row in rows] == [True] * 3 + [False] * 7
@@ -150,4 +150,4 @@ def test_a_model_that_is_told_classes_is_shown_by_those_it_was_asked_for(tmp_pat
     run = a_run(tmp_path, "inception", conditioning={"kind": "class_label", "classes": CLASSES})
     names, page = reported(run)
     assert names == EVERY_RUN | {"classes", "interpolation"}
-    assert "that were asked to be of this class" in page
+    assert "that were asked to be of it" in page
