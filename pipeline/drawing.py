@@ -1,13 +1,16 @@
-"""What drawing needs on actors and at once: how often the network was asked, and how images emerge from noise."""
+"""What drawing needs on actors and at once: how often the network was asked, how images emerge from noise, and how they
+drown in it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model import State, TrainedModel
+from model import ModelSpec, State, Stream, TrainedModel, normal, to_uint8, to_unit_range
 
 STRIP_FRAMES = 9
 
@@ -40,3 +43,18 @@ def strip(model: TrainedModel, way: Iterable[State]) -> tuple[NDArray[np.uint8],
     shown = np.unique(np.linspace(0, len(states) - 1, STRIP_FRAMES).round().astype(int))
     frames = np.stack([model.pictures(states[number].x).cpu().numpy() for number in shown])
     return frames, [states[number].t for number in shown]
+
+
+def noised(spec: ModelSpec, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
+    """Images as q(x_t | x_0) has them at evenly spaced times of the path, themselves first, each with one noise for all
+    times: frames uint8 [S, N, H, W, C], and the S times.
+
+    images: uint8 [N, H, W, C]. What lies outside [-1, 1] is shown as its ends.
+    """
+    codec = spec.codec.build()  # pixels as they are: it has no weights that would have to be loaded
+    x0 = codec.encode(to_unit_range(torch.from_numpy(images)))
+    eps = normal(0, Stream.NOISE, torch.arange(len(images)), spec.latent_shape)
+    shares = torch.linspace(0, 1, STRIP_FRAMES, dtype=torch.float64)[1:]
+    times = [spec.path.t_data, *spec.path.training_time(shares).tolist()]
+    states = (spec.noisy(x0, torch.full((len(images),), t, dtype=torch.float64), eps) for t in times)
+    return np.stack([to_uint8(codec.decode(state)).numpy() for state in states]), times

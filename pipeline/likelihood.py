@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation import Likelihood, ODELikelihood, Results, VariationalBound
-from evaluation.pictures import bound_terms, rate_distortion_curve
+from evaluation.curves import bound_terms, rate_distortion_curve
 from model import NO_GUIDANCE
 
 from .errors import DataError, TrainingError

@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from evaluation.pictures import image_grid
 from model import ClassifierGuidance, Execution, Guidance, ModelSpec, NoGuidance, Sampler, generate
 
 from .checkpoint import AVERAGE, images_of
@@ -66,8 +67,6 @@ class Preview:
 
         FileNotFoundError where the checkpoint has been removed; FloatingPointError where an image is not finite.
         """
-        from evaluation.pictures import image_grid  # matplotlib takes seconds, which training should not wait for
-
         if not checkpoint.is_dir():
             raise FileNotFoundError(_GONE)
         torch.set_num_threads(self.threads)

@@ -1,33 +1,25 @@
 """Last stage: the model becomes a version in the MLflow registry, with all that a reader needs to trust it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from evaluation.pictures import denoising_strip, headed_rows, image_grid, loss_curve, real_and_generated
-
 from .checkpoint import WEIGHTS
-from .curve import read_curve
-from .evaluate import CLOSEST, PROTOCOL
-from .files import digest, read_arrays, read_json, write_json
-from .likelihood import draw_likelihoods
+from .evaluate import PROTOCOL
+from .files import digest, read_json, write_json
 from .model_package import ModelPackage
-from .reader import ShardReader
 from .registry import register
-from .sample import STRIP, Chunks
+from .report import write_report
+from .run_pictures import draw_pictures
 from .stage import Facts, Run, Stage
 from .stored_model import DESCRIPTION
 from .trained_model import ModelFolders, described
 
 CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}
-_GRID_IMAGES, _GRID_COLUMNS, _BESIDE_IMAGES, _BESIDE_COLUMNS = 100, 10, 48, 6
 
 
 class Register(Stage):
-    """Pictures, run record and model version. Never skipped: MLflow may be another one than last time."""
+    """Pictures, report, run record and model version. Never skipped: MLflow may be another one than last time."""
 
     name = "register"
     uses_cluster = False
@@ -52,7 +44,8 @@ class Register(Stage):
         guide = run.results.get("guide")
         guided = {"guide_cross_entropy": guide.facts["loss"]} if guide else {}
         run.tracked.log_metrics(speeds | sampled | guided, package.trained_images, package.trained_ms)
-        run.tracked.log_files([package.config, run.results["evaluate"].folder / PROTOCOL])
+        report = write_report(run, package.pictures, package.config)
+        run.tracked.log_files([report, package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
         registered = register(run.tracked, package, run.config.register_.model_name)
         return {
@@ -84,43 +77,3 @@ class Register(Stage):
             trained_images=train.facts["images"],
             pictures=tuple(draw_pictures(run)),
         )
-
-
-def draw_pictures(run: Run) -> list[Path]:
-    """Sample grid, samples beside real images, denoising strip and, of a training, loss curve, in the run's folder."""
-    config, sample = run.config.sample, run.results["sample"]
-    drawn = Chunks(sample.folder, config, sample.facts["device_type"]).read_all(min(_GRID_IMAGES, config.images))
-    reader = ShardReader(run.index, "train", "none", run.config.data.shard_cache)
-    real = reader.read(np.arange(min(_BESIDE_IMAGES, len(reader))))
-    frames, times = read_arrays(sample.folder / STRIP, "frames", "times")
-    points = [point for point in read_curve(run.results["train"].folder) if "loss" in point]
-    names = ["samples.png", "real_and_generated.png", "denoising.png", *(["loss.png"] if points else [])]
-    paths = [run.folder / name for name in names]
-    image_grid(drawn, _GRID_COLUMNS, paths[0])
-    real_and_generated(real, drawn[:_BESIDE_IMAGES], _BESIDE_COLUMNS, paths[1])
-    denoising_strip(frames, times.tolist(), paths[2])
-    if points:
-        loss_curve([point["images"] for point in points], [point["loss"] for point in points], paths[3])
-    scored = run.results["evaluate"].folder
-    return [*paths, *_draw_closest(run, scored / CLOSEST, reader), *draw_likelihoods(scored, run.folder)]
-
-
-def _draw_closest(run: Run, closest: Path, reader: ShardReader) -> Iterator[Path]:
-    """The samples that are nearest to a training image, each beside its nearest ones, where features could tell."""
-    if not closest.exists():
-        return
-    samples, training = read_arrays(closest, "samples", "training")
-    sampled = run.results["sample"]
-    chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
-    rows = [
-        np.concatenate([chunks.image(number)[None], reader.read(nearest)])
-        for number, nearest in zip(samples.tolist(), training, strict=True)
-    ]
-    headings = ["sample", "nearest", *map(_ordinal, range(2, training.shape[1] + 1))]
-    path = run.folder / "closest.png"
-    headed_rows(np.stack(rows), headings, path)
-    yield path
-
-
-def _ordinal(number: int) -> str:
-    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -4,7 +4,7 @@ Chunk c holds the images c * B to (c + 1) * B and is always drawn as one batch o
 is dropped: so an image does not depend on how many images, actors or attempts there were. A chunk is one file, whole
 or absent, and says how often the network was called for it, on which device, and the sha256 of its pixels: one that is
 drawn again must have the same. Beside it lie its features, taken where it was drawn; beside the first also how its
-first images emerged.
+first images emerged, and what is between two of them.
 """
 
 import hashlib
@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
-from model import State, trajectory
+from model import State, default_label, interpolate_seeds, trajectory
 
 from .checkpoint import weights_digest
 from .compiler import check_compiler
 from .config import SampleConfig
-from .drawing import images_counted, strip
+from .drawing import STRIP_FRAMES, images_counted, strip
 from .errors import DataError, SamplingError, TrainingError
 from .fan_out import actor_pool, fan_out
 from .features import Batch, Extraction, FeatureFiles
@@ -34,7 +36,7 @@ from .reference import extraction_of
 from .stage import Facts, Run, Stage
 from .trained_model import ModelFolders, posthoc_average, weights_identity
 
-STRIP = "strip.npz"
+STRIP, INTERPOLATION = "strip.npz", "interpolation.npz"
 _STRIP_IMAGES = 8
 
 
@@ -119,6 +121,11 @@ class Chunks:
         """Where the denoising strip of the first images is, or is to be: frames uint8 [S, N, H, W, C], their times."""
         return self.folder / STRIP
 
+    @property
+    def interpolation(self) -> Path:
+        """Where the images from the first seed to the second are, or are to be: frames uint8 [F, H, W, C]."""
+        return self.folder / INTERPOLATION
+
     def seeds(self, chunk: int) -> NDArray[np.int64]:
         """Seeds of the whole chunk. -> int64 [chunk_images]."""
         start = self.config.seed + chunk * self.config.chunk_images
@@ -139,24 +146,24 @@ class Chunks:
             )
         return np.asarray(images)
 
-    def image(self, number: int) -> NDArray[np.uint8]:
-        """One image of the set. -> uint8 [H, W, C]."""
-        chunk, place = divmod(number, self.config.chunk_images)
-        image: NDArray[np.uint8] = self.read(chunk)[place]
-        return image
+    def pick(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """These images of the set, in their order; each chunk is read once. int64 [n], n > 0 -> uint8 [n, H, W, C]."""
+        chunks, places = np.divmod(numbers, self.config.chunk_images)
+        read = {chunk: self.read(chunk) for chunk in np.unique(chunks).tolist()}
+        return np.stack([read[chunk][place] for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True)])
 
     @property
     def _remedy(self) -> str:
         return f"remove {self.folder / 'done.json'}, and the same command draws anew what is missing or damaged"
 
     def is_whole(self, chunk: int) -> bool:
-        """Whether the chunk is there, the first with its strip; a damaged file is removed, to be drawn again."""
+        """Whether the chunk is there, the first with its strips; a damaged file is removed, to be drawn again."""
         try:
             self.read(chunk)
         except DataError:
             self.path(chunk).unlink(missing_ok=True)
             return False
-        return chunk > 0 or self.strip.exists()
+        return chunk > 0 or (self.strip.exists() and self.interpolation.exists())
 
     def read_all(self, images: int) -> NDArray[np.uint8]:
         """The first `images` images of the set. -> uint8 [images, H, W, C]."""
@@ -218,7 +225,7 @@ class Drawer:
         """Returns once the weights are loaded."""
 
     def draw(self, chunk: int) -> None:
-        """Draws and writes one chunk; the strip before the first, which is whole only with it."""
+        """Draws and writes one chunk; the strips before the first, which is whole only with them."""
         seeds, way = self.chunks.seeds(chunk), list[State]()
         seeds_there = torch.from_numpy(seeds).to(self.device)
         try:
@@ -230,6 +237,7 @@ class Drawer:
             if way:
                 frames, times = strip(self.model, way)
                 write_arrays(self.chunks.strip, frames=frames, times=np.array(times))
+                write_arrays(self.chunks.interpolation, frames=self._between(seeds_there[0]))
         except FloatingPointError as error:
             raise TrainingError(
                 f"sample: seeds from {seeds[0]}: {error}; lower train.learning_rate, set sample.sampler.clip "
@@ -249,6 +257,23 @@ class Drawer:
             pixels_sha256=np.array(sha256),
             device=np.array(device),
         )
+
+    def _between(self, first: Tensor) -> NDArray[np.uint8]:
+        """Images from this seed to the next, all of the first one's class. -> uint8 [F, H, W, C].
+
+        A compiled network is given whole chunks, since it would be compiled anew for batches of another size.
+        """
+        config = self.chunks.config
+        label = default_label(self.model.spec, self.guidance, first)
+        shares = torch.linspace(0, 1, STRIP_FRAMES, dtype=torch.float64, device=self.device)
+        if config.compile:
+            shares = F.pad(shares, (0, -len(shares) % config.chunk_images))
+        seed, told = int(first), None if label is None else int(label)
+        frames = [
+            interpolate_seeds(self.model, self.sampler, seed, seed + 1, some, told, self.guidance)
+            for some in shares.split(config.chunk_images)
+        ]
+        return torch.cat(frames)[:STRIP_FRAMES].cpu().numpy()
 
 
 def device_name(device: torch.device) -> str:

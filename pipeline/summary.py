@@ -12,7 +12,7 @@ from .stage import Run
 from .terminal import StageReport
 from .trained_model import posthoc_average
 
-SUMMARY = "summary.json"
+SUMMARY, REPORT = "summary.json", "report.html"
 
 
 def close(run: Run, reports: Sequence[StageReport]) -> None:
@@ -60,14 +60,13 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
     }
 
 
-def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
-    """The lines under the closing table."""
-    scores, name = summary["scores"], summary["primary_score"]
-    facts = {
-        name: _shown(scores[name], f"{_uncertainty(scores, name)}of {summary['images']:,} samples; lower is better")
-    }
-    if name in summary["reasons"]:
-        facts[name] = f"not available: {summary['reasons'][name]}"
+def measured(run: Run) -> dict[str, str]:
+    """What was measured of a run that has been scored, in words, the score that decides first."""
+    evaluated, sampled = run.results["evaluate"].facts, run.results["sample"].facts
+    scores, name, images = evaluated["scores"], evaluated["primary_score"], sampled["images"]
+    facts = {name: _shown(scores[name], f"{_uncertainty(scores, name)}of {images:,} samples; lower is better")}
+    if name in evaluated["reasons"]:
+        facts[name] = f"not available: {evaluated['reasons'][name]}"
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
@@ -81,9 +80,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
             f"held-out images; {scores['classes_present']:.0f} of {len(run.index.class_names)} classes present"
         )
     if "class_agreement" in scores:
-        facts["class agreement"] = (
-            f"{scores['class_agreement']:.3f} of {summary['images']:,} samples are of the asked class"
-        )
+        facts["class agreement"] = f"{scores['class_agreement']:.3f} of {images:,} samples are of the asked class"
     copied = next((scores[key] for key in scores if key.startswith("copy_rate")), None)
     if copied is not None:
         facts["copies"] = (
@@ -92,13 +89,20 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     if average := posthoc_average(run):
         facts["average"] = str(average)
     facts |= likelihoods_in_words(scores, run.config.evaluate.likelihoods)
-    if summary["train_flop_per_s"] is not None:
+    if run.results["train"].facts.get("flop_per_s") is not None:  # not measured by earlier code
         facts["training"] = in_words(run.results["train"].facts)
-    facts["model"] = f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}"
-    facts["pictures"] = str(run.folder / "samples.png")
-    facts["summary"] = str(run.folder / SUMMARY)
-    facts["look at it"] = f"make ui, or mlflow ui --backend-store-uri {summary['tracking_uri']}"
     return facts
+
+
+def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
+    """The lines under the closing table."""
+    return measured(run) | {
+        "model": f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}",
+        "pictures": str(run.folder / "samples.png"),
+        "report": str(run.folder / REPORT),
+        "summary": str(run.folder / SUMMARY),
+        "look at it": f"make ui, or mlflow ui --backend-store-uri {summary['tracking_uri']}",
+    }
 
 
 def _uncertainty(scores: dict[str, Any], name: str) -> str:

@@ -139,7 +139,11 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
         assert len(client.get_metric_history(tracked.info.run_id, name)) == 10
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
-    assert {f"pictures/{name}.png" for name in ("samples", "denoising", "loss", "closest")} <= pictures
+    drawn = "samples", "classes", "closest", "interpolation", "denoising", "noising", "path", "loss"
+    assert {f"pictures/{name}.png" for name in drawn} <= pictures
+    assert "report.html" in {artifact.path for artifact in client.list_artifacts(tracked.info.run_id)}
+    (report,) = folder.glob("outputs/tiny-*/report.html")
+    assert report.read_text().count("<img") == len(pictures)
 
 
 def test_the_champion_draws_the_same_images_outside_this_repository(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DDIM, DDPMUNet, ModelSpec, VPCosine
+from model import DDIM, DDPMUNet, EDMPath, GaussianPath, ModelSpec, VPCosine
 from pipeline.checkpoint import SPEC, WEIGHTS
 from pipeline.config import SampleConfig
-from pipeline.drawing import images_counted
+from pipeline.drawing import STRIP_FRAMES, images_counted, noised
 from pipeline.errors import DataError, SamplingError, TrainingError
 from pipeline.files import read_arrays, write_arrays
 from pipeline.sample import Chunks, Drawer
@@ -141,12 +141,34 @@ def test_the_strip_shows_how_the_first_images_of_the_set_emerged(tmp_path: Path)
     np.testing.assert_array_equal(frames[-1], chunks.read(0))
 
 
-def test_the_first_chunk_without_its_strip_is_drawn_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"compile": True}])
+def test_beside_the_first_chunk_lies_the_way_from_its_first_image_to_its_second(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    chunks = chunks_in(tmp_path, images=3, **options)
+    drawer(tmp_path, chunks).draw(0)
+    (frames,) = read_arrays(chunks.interpolation, "frames")
+    assert frames.shape == (STRIP_FRAMES, 8, 8, 1)
+    np.testing.assert_array_equal(frames[[0, -1]], chunks.read(0)[:2])
+    assert chunks.network_evaluations() == 2
+
+
+@pytest.mark.parametrize("name", ["strip", "interpolation"])
+def test_the_first_chunk_without_its_strips_is_drawn_again(tmp_path: Path, name: str) -> None:
     chunks = chunks_in(tmp_path)
     drawer(tmp_path, chunks).draw(0)
     assert chunks.is_whole(0)
-    chunks.strip.unlink()
+    getattr(chunks, name).unlink()
     assert not chunks.is_whole(0)
+
+
+def test_images_are_picked_in_the_order_asked_for(tmp_path: Path) -> None:
+    chunks = chunks_in(tmp_path)
+    worker = drawer(tmp_path, chunks)
+    for chunk in range(chunks.count):
+        worker.draw(chunk)
+    numbers = np.array([6, 0, 4, 0])
+    np.testing.assert_array_equal(chunks.pick(numbers), chunks.read_all(7)[numbers])
 
 
 def test_chunks_are_drawn_as_precision_and_compile_say_and_each_alike_by_any_actor(tmp_path: Path) -> None:
@@ -163,3 +185,16 @@ def test_chunks_are_drawn_as_precision_and_compile_say_and_each_alike_by_any_act
         Drawer(model, shared, torch.get_num_threads()).draw(1)
         np.testing.assert_array_equal(alone.read(1), shared.read(1))
         assert np.abs(alone.read(1).astype(int) - exact.read(1)).max() <= (1 if "compile" in options else 8)
+
+
+@pytest.mark.parametrize("path", [VPCosine(), EDMPath()])
+def test_noised_images_are_themselves_at_first_and_noise_in_the_end(path: GaussianPath) -> None:
+    spec = MODEL.model_copy(update={"path": path})
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    frames, times = noised(spec, images)
+    assert frames.shape == (STRIP_FRAMES, 2, 8, 8, 1)
+    assert times == sorted(times)
+    assert (times[0], times[-1]) == (path.t_data, path.t_max)
+    np.testing.assert_array_equal(frames[0], images)
+    off = [np.abs(frame.astype(float) - images).mean() for frame in frames]
+    assert off == sorted(off)
