@@ -41,7 +41,7 @@ td { min-width: 6.5rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; font-size: 0.8rem; }
 @media (max-width: 700px) {
   img.wide { max-width: none; width: 40rem; }
-  th { white-space: normal; overflow-wrap: anywhere; }
+  th { white-space: normal; }
 }
 </style>
 </head>
