@@ -37,7 +37,7 @@ img { display: block; max-width: 100%; height: auto; background: #ffffff; border
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 1.5rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 400; color: var(--faint); white-space: nowrap; }
-td { overflow-wrap: anywhere; }
+td { min-width: 6.5rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; font-size: 0.8rem; }
 @media (max-width: 700px) {
   img.wide { max-width: none; width: 40rem; }

@@ -133,12 +133,13 @@ def _captions(run: Run) -> dict[str, _Caption]:
     }
 
 
-def _scores(run: Run) -> Sequence[tuple[str, str, str]]:
-    """Name, value, and why there is none."""
+def _scores(run: Run) -> Sequence[tuple[str, str]]:
+    """Name, and value or why there is none."""
     evaluated = run.results["evaluate"].facts
     scores, reasons = evaluated["scores"], evaluated["reasons"]
     beside = {f"{name}_se" for name in scores} - set(reasons)  # shown behind what they are the errors of
-    return [(name, _value(scores, name), reasons.get(name, "")) for name in scores if name not in beside]
+    shown = {name: _value(scores, name) for name in scores if name not in beside}
+    return [(name, f"{value}: {reasons[name]}" if name in reasons else value) for name, value in shown.items()]
 
 
 def _protocol(run: Run) -> Sequence[tuple[str, str]]:

@@ -105,7 +105,7 @@ def test_scores_protocol_times_and_digests_are_on_the_page(tmp_path: Path) -> No
     run = a_run(tmp_path)
     _, page = reported(run)
     assert '<p class="score">fid_a 1.25 ± 0.03</p>' in page
-    assert '<th scope="row">kid_a</th><td>not available</td><td>fewer than &lt;1000&gt; images</td>' in page
+    assert '<th scope="row">kid_a</th><td>not available: fewer than &lt;1000&gt; images</td>' in page
     assert "fid_a_se" not in page
     assert '<th scope="row">reference images</th><td>1437</td>' in page
     assert "<td>1 min 23 s</td><td>2,319 images/s</td><td>found again</td>" in page
