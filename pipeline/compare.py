@@ -96,7 +96,7 @@ def _registered(name: str, uri: str, timeout_s: float) -> Scored:
         version = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
         with default_store(uri):
             protocol = read_json(Path(client.download_artifacts(str(version.run_id), PROTOCOL, folder)))
-        metrics = client.get_logged_model(str(version.model_id)).metrics or []
+        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
     scores = {metric.key: metric.value for metric in metrics}
     return _as_scored(f"{model}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
 

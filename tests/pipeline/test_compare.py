@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from evaluation import ExtractorIdentity, Protocol, Reference
 from pipeline.__main__ import main
 from pipeline.compare import Scored, verdict
+from pipeline.model_package import ModelPackage
+from pipeline.registry import register
+from pipeline.tracking import TrackedRun
 
 PROTOCOL = Protocol(
     images=2_000,
@@ -100,3 +105,39 @@ def test_a_protocol_of_another_version_is_refused_by_name(tmp_path: Path, capsys
     path.write_text(json.dumps(summary))
     assert main(["compare", one, other]) == 2
     assert "tuesday: its protocol is of another version of this program (precision)" in capsys.readouterr().err
+
+
+def test_a_registered_version_is_compared_by_what_mlflow_has_of_it(
+    run: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "protocol.json").write_text(PROTOCOL.model_dump_json())
+    run.log_files([tmp_path / "protocol.json"])
+    package = ModelPackage(
+        run_key="first",
+        weights=saved(tmp_path / "weights.safetensors"),
+        description=written(
+            tmp_path / "model.json", '{"spec": {"image_size": 8, "channels": 1, "conditioning": null}}'
+        ),
+        config=written(tmp_path / "config.yaml", "{}"),
+        protocol=PROTOCOL.model_dump(mode="json"),
+        protocol_digest=PROTOCOL.digest,
+        scores={"fid": 3.25, "fid_se": 0.03, "kid": None},
+        primary_score="fid",
+        data_digest="d",
+        trained_images=1_000,
+    )
+    register(run, package, "compared")
+    other = write(tmp_path / "tuesday", {"fid": 3.0, "fid_se": 0.04})
+    assert main(["compare", "models:/compared@champion", other, "--tracking-uri", run.uri]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "compared/1 tuesday difference fid 3.25 ± 0.03 3 ± 0.04 -0.25" in printed
+
+
+def saved(path: Path) -> Path:
+    save_file({"weight": torch.zeros(1)}, path)
+    return path
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
