@@ -14,8 +14,8 @@ import pytest
 from pipeline.__main__ import main
 
 FILE_NAME = "tiny.yaml"
-_LIMIT_S = 400
-_KILL_WITHIN_S = 400
+_LIMIT_S = 700
+_KILL_WITHIN_S = 500
 
 
 def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str, run_file: str) -> Path:
