@@ -54,10 +54,11 @@ def worker() -> type:
 
         def stumble(self, marks: Path) -> None:
             """Hangs, where nobody has before."""
-            first = not marks.exists()
-            marks.touch()
-            if first:
-                time.sleep(600)
+            try:
+                marks.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            time.sleep(600)
 
     return Worker
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from evaluation import pictures
+from evaluation import curves
 from model import DDIM
 from pipeline.combinations import combine
 from pipeline.config import Config
@@ -266,13 +266,13 @@ AVERAGED = "train.also_averaged=[{kind: power_function, sigma_rel: 0.05}, {kind:
 def lines_of(picture: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[tuple[float, float]]]]:
     """The lines of each picture of this name that is drawn from now on."""
     drawn: list[dict[str, list[tuple[float, float]]]] = []
-    draw = getattr(pictures, picture)
+    draw = getattr(curves, picture)
 
     def noted(series: dict[str, list[tuple[float, float]]], *arguments: Any) -> None:
         drawn.append(series)
         draw(series, *arguments)
 
-    monkeypatch.setattr(pictures, picture, noted)
+    monkeypatch.setattr(curves, picture, noted)
     return drawn
 
 
