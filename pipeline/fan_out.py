@@ -20,6 +20,7 @@ from .errors import ClusterError, PipelineError
 Task = TypeVar("Task")
 
 _RESTARTS = 3  # of an actor, and of a task on it
+_GRACE_S = 10.0  # for tasks that others have done already; of one that is cut short Ray complains on the terminal
 _AT_ONCE = 2  # tasks that wait at each actor, so that none is idle
 
 
@@ -126,6 +127,8 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
         submit(actor)
         if first:
             yield tasks[number]
+    if running:
+        ray.wait(list(running), num_returns=len(running), timeout=_GRACE_S)
 
 
 def _is_lost(reference: Any) -> bool:
