@@ -1,5 +1,6 @@
 """What the scores need of a set of images, gathered from the features of one chunk after another."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,18 @@ class FeatureSet:
     @classmethod
     def of(cls, features: Features, chunk_images: int, keep_features: bool = True) -> "FeatureSet":
         """Of the features of all images, of which so many make a chunk."""
-        whole = cls(len(features.pool), keep_features)
-        for chunk, start in enumerate(range(0, whole.images, chunk_images)):
-            part = slice(start, start + chunk_images)
-            whole.add(chunk, Features(features.pool[part], features.logits[part]))
+        images = len(features.pool)
+        parts = (slice(start, start + chunk_images) for start in range(0, images, chunk_images))
+        return cls.folded(
+            images, (Features(features.pool[part], features.logits[part]) for part in parts), keep_features
+        )
+
+    @classmethod
+    def folded(cls, images: int, chunks: Iterable[Features], keep_features: bool = True) -> "FeatureSet":
+        """Of the features of so many images, chunk after chunk."""
+        whole = cls(images, keep_features)
+        for chunk, features in enumerate(chunks):
+            whole.add(chunk, features)
         return whole
 
     def add(self, chunk: int, features: Features) -> None:

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from evaluation import ExtractorIdentity, Protocol
 from model import default_label
 
-from .fan_out import actor_pool, fan_out
 from .features import Batch, Extraction, FeatureFiles
 from .files import write_arrays, write_json
 from .keyroles import identity
 from .likelihood import measure
-from .reference import RealFeatures, extraction_of, reference_key, reference_statistics
+from .reference import RealFeatures, extraction_of, reference_key, reference_statistics, write_missing
 from .sample import Chunks
 from .stage import Facts, Run, Stage
 
@@ -55,8 +54,9 @@ class Evaluate(Stage):
         extraction = extraction_of(run)
         sampled = run.results["sample"]
         chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
-        _complete(run, extraction, chunks)
-        return _score(run, SampleFeatures(chunks, chunks.features(extraction.digest)), folder)
+        files = chunks.features(extraction.digest)
+        write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
+        return _score(run, SampleFeatures(chunks, files), folder)
 
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
@@ -95,10 +95,7 @@ class SampleFeatures:
         """What the scores need of the whole set. keep: all features, in memory."""
         from evaluation.feature_set import FeatureSet
 
-        whole = FeatureSet(self.images, keep)
-        for chunk, part in enumerate(self.files.parts(self.chunks.batches())):
-            whole.add(chunk, part)
-        return whole
+        return FeatureSet.folded(self.images, self.files.parts(self.chunks.batches()), keep)
 
     def first(self, images: int) -> NDArray[np.float32]:
         """Features of the first images of the set. -> [images, D]."""
@@ -108,21 +105,6 @@ class SampleFeatures:
     def logits(self) -> NDArray[np.float32]:
         """What a classifier says of all images. -> [N, K]."""
         return np.concatenate([part.logits for part in self.files.parts(self.chunks.batches())])
-
-
-def _complete(run: Run, extraction: Extraction, chunks: Chunks) -> None:
-    """Takes the features of chunks that were drawn without this extractor."""
-    files = chunks.features(extraction.digest)
-    missing = [batch for batch in chunks.batches() if files.read(batch) is None]
-    done = chunks.config.images - sum(batch.images for batch in missing)
-    with (
-        run.terminal.progress(chunks.config.images, "images") as progress,
-        actor_pool(run.joined, run.samplers(len(missing)), FeatureWriter, extraction, chunks, run.threads) as pool,
-    ):
-        progress.update(done)
-        for batch in fan_out(pool, missing, "write", "evaluate", run.config.cluster.task_timeout_s):
-            done += batch.images
-            progress.update(done)
 
 
 def _score(run: Run, samples: SampleFeatures, folder: Path) -> Facts:

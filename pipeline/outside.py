@@ -89,9 +89,7 @@ def _score(run: Run, theirs: Run, statistics: Path | None) -> Path:
     features = RealFeatures(files, {"train": images, "heldout": 0})
     packed = RealImages(prepared.folder, theirs.config.data.shard_cache)
     take_features(run, "evaluate", extraction, features, packed)
-    whole = FeatureSet(images, run.config.evaluate.keep_features)
-    for number, part in enumerate(features.parts("train")):
-        whole.add(number, part)
+    whole = FeatureSet.folded(images, features.parts("train"), run.config.evaluate.keep_features)
     against: ReferenceKey = reference_key(run)
     if statistics is None:
         found = scores.score(against.extractor, whole, reference_statistics(run), RealFeatures.of(run).subset())

@@ -4,7 +4,7 @@ makes them, where one is to be trained on these data.
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,14 +101,23 @@ class RealImages:
 
 def take_features(run: Run, stage: str, extraction: Extraction, features: "RealFeatures", images: RealImages) -> None:
     """Takes the features of packed images that have no file yet. stage: the name of who asks."""
-    batches = [batch for split in _SPLITS for batch in features.batches(split)]
-    missing = [batch for batch in batches if features.files.read(batch) is None]
-    total = sum(batch.images for batch in batches)
+    wanted = [batch for split in _SPLITS for batch in features.batches(split)]
+    write_missing(run, stage, features.files, wanted, FeatureWriter, extraction, features.files, images)
+
+
+def write_missing(
+    run: Run, stage: str, files: FeatureFiles, wanted: Sequence[Batch], writer: type, *arguments: Any
+) -> None:
+    """Has actors write the features of those batches that have no whole file yet.
+
+    writer: the actors' class, which is made with these arguments and the number of threads.
+    """
+    missing = [batch for batch in wanted if files.read(batch) is None]
+    total = sum(batch.images for batch in wanted)
     done = total - sum(batch.images for batch in missing)
-    arguments = extraction, features.files, images, run.threads
     with (
         run.terminal.progress(total, "images") as progress,
-        actor_pool(run.joined, run.samplers(len(missing)), FeatureWriter, *arguments) as pool,
+        actor_pool(run.joined, run.samplers(len(missing)), writer, *arguments, run.threads) as pool,
     ):
         progress.update(done)
         for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
@@ -192,10 +201,7 @@ class RealFeatures:
         """Mean and covariance of the training images'."""
         from evaluation.feature_set import FeatureSet
 
-        whole = FeatureSet(self.images["train"], keep_features)
-        for number, part in enumerate(self.parts("train")):
-            whole.add(number, part)
-        return whole.statistics
+        return FeatureSet.folded(self.images["train"], self.parts("train"), keep_features).statistics
 
 
 def reference_key(run: Run) -> "ReferenceKey":

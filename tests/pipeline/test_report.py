@@ -23,22 +23,12 @@ from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.trained_model import ModelFolders
 
+from .trainings import TINY
+
 CLASSES, IMAGES = 10, 24
-CONFIG: dict[str, Any] = {
-    "name": "tiny",
-    "data": {"source": {"kind": "digits"}, "image_size": 8, "channels": 1, "heldout_fraction": 0.2},
-    "network": {
-        "kind": "ddpm_unet",
-        "base_channels": 8,
-        "channel_multipliers": [1],
-        "blocks_per_level": 1,
-        "attention_sizes": [],
-    },
-    "path": {"kind": "vp_cosine"},
+CONFIG = TINY | {
     "train": {"images": 1_000, "batch_size": 8, "learning_rate": 1e-3},
     "sample": {"images": IMAGES, "chunk_images": 10, "sampler": {"kind": "ddim", "steps": 2}},
-    "evaluate": {"extractor": {"kind": "classifier"}},
-    "register": {"model_name": "tiny"},
 }
 EVERY_RUN = {"samples", "real_and_generated", "denoising", "noising", "path", "loss"}
 
