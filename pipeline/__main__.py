@@ -33,10 +33,12 @@ _BRIEF = ("generate", "import", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. -> the exit code: 0; 1 for a failed run; 2 for a wrong configuration or command."""
+    """Runs one command. -> the exit code: 0; 1 for a failed run; 2 for a wrong configuration or command; 3 for a night
+    that ends without a new champion; 4 while another process is at the same work.
+    """
     options = _parser().parse_args(arguments)
     try:
-        _execute(options)
+        return _execute(options)
     except (PipelineError, EvaluationError) as error:
         if options.traceback:
             raise
@@ -45,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error("interrupted" if options.command in _BRIEF else "interrupted; the same command goes on from here")
         return 130
-    return 0
 
 
-def _execute(options: argparse.Namespace) -> None:
+def _execute(options: argparse.Namespace) -> int:
     if options.command == "keys":
         from .keys import choices_markdown, print_keys
 
@@ -56,7 +57,7 @@ def _execute(options: argparse.Namespace) -> None:
             print(choices_markdown(Config), end="")
         else:
             print_keys(Config, console_for(sys.stdout))
-        return
+        return 0
     without_file = {
         "index": _index,
         "compare": _compare,
@@ -64,22 +65,26 @@ def _execute(options: argparse.Namespace) -> None:
         "generate": _generate,
         "import": _import,
         "export": _export,
+        "history": _history,
+        "promote": _promote,
+        "rollback": _rollback,
+        "prune": _prune,
     }
     if options.command in without_file:
         without_file[options.command](options)
-        return
+        return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
         from .plan import print_plan
 
         print_plan(config, console_for(sys.stdout))
-        return
+        return 0
     if options.command == "profile":
         from .profiling import run_profile
 
         with _disk_errors(config.output):
             run_profile(config, Terminal())
-        return
+        return 0
     _send_ray_token(config.cluster.address)
     if options.command == "evaluate" and options.reference and not options.images:
         raise ConfigError("--reference: what --images are compared with; name those, too")
@@ -88,12 +93,18 @@ def _execute(options: argparse.Namespace) -> None:
 
         with _disk_errors(config.output):
             run_outside(config, options.images, options.reference, Terminal())
-        return
+        return 0
+    if options.command == "nightly":
+        from .nightly import run_nightly
+
+        with _disk_errors(config.output):
+            return run_nightly(config, Terminal()).exit_code
     from .flow import STAGES, run_flow
 
     until = STAGES[-1] if options.command == "run" else options.command
     with _disk_errors(config.output):
         run_flow(config, Terminal(), until)
+    return 0
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -126,6 +137,40 @@ def _compare(options: argparse.Namespace) -> None:
 
     uri = resolve_uri(options.tracking_uri, Path("outputs"))
     run_compare(options.first, options.second, uri, ANSWER_S, Terminal())
+
+
+def _history(options: argparse.Namespace) -> None:
+    from .versions import show_history
+
+    show_history(options.model_name, _uri(options), Terminal())
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from .versions import promote
+
+    promote(options.model, options.because, _uri(options), Terminal())
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from .versions import rollback
+
+    rollback(options.model_name, options.because, _uri(options), Terminal())
+
+
+def _prune(options: argparse.Namespace) -> None:
+    from .prune import prune
+
+    with _disk_errors(options.output):
+        prune(options.model_name, options.keep, options.output, _uri(options), options.really, Terminal())
+
+
+def _uri(options: argparse.Namespace) -> str:
+    """MLflow's address, which answers."""
+    from .mlflow_store import check_answers, resolve_uri
+
+    uri = resolve_uri(options.tracking_uri, Path("outputs"))
+    check_answers(uri)
+    return uri
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -178,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
         "profile": "train some steps here, without a cluster, and write down where their time goes",
+        "nightly": "train on what is there now, score against the champion, promote what is better: for a scheduler",
         "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
     }
     for name, summary in with_file.items():
@@ -203,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--traceback", action="store_true", help="show where an error came from")
     _add_import(commands.add_parser("import", help="make a model of a folder of diffusers, to draw, score or train on"))
     _add_export(commands.add_parser("export", help="write a model as a folder of diffusers"))
+    _add_versions(commands)
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)
@@ -219,6 +266,29 @@ def _add_outside(command: argparse.ArgumentParser) -> None:
         metavar="NPZ",
         help="compare --images with these statistics (mu, sigma) and not with the file's training images",
     )
+
+
+def _add_versions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """What concerns the versions of one registered model."""
+    names = {"metavar": "NAME", "help": "name of the registered model, as register.model_name has it"}
+    history = commands.add_parser(
+        "history", help="the versions of a model, their scores and verdicts, and its champions"
+    )
+    history.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
+    promote = commands.add_parser("promote", help="make a version the champion by hand")
+    promote.add_argument("model", metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS")
+    rollback = commands.add_parser("rollback", help="make the champion before this one the champion again")
+    rollback.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
+    for command in (promote, rollback):
+        command.add_argument("--because", default="by hand", metavar="TEXT", help="the reason, for the history")
+    prune = commands.add_parser("prune", help="remove old versions with all that was kept of them")
+    prune.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N, and all with an alias")
+    prune.add_argument("--output", type=Path, default=Path("outputs"), metavar="FOLDER", help="output of the runs")
+    prune.add_argument("--really", action="store_true", help="remove; without it, only say what would be")
+    for command in (history, promote, rollback, prune):
+        add_tracking_uri(command)
+        command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def _add_index(command: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ from model import (
 )
 from model import Path as GaussianPath  # not a file's
 
+from .gate import Gate
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
 from .sources import DataConfig
@@ -88,6 +89,17 @@ class RegisterConfig(Record):
 
     model_name: str = Field(min_length=1, max_length=200, pattern=r"^[^/:]+$")
     """Name of the registered model; no "/" or ":"."""
+    gate: Annotated[Gate, Resource] = Gate()
+    """What a new version must reach to become champion."""
+
+
+class NightlyConfig(Record):
+    """What `nightly` does beside a run."""
+
+    start: Literal["champion", "scratch"] = "champion"
+    """champion: training starts from the champion's weights where there is one; scratch: as train.warm_start says."""
+    command: tuple[str, ...] = ()
+    """Program and arguments to start at the end of a night, with its verdict as JSON on standard input; empty: none."""
 
 
 class ClusterConfig(Record):
@@ -158,6 +170,8 @@ class Config(Record):
     """How the drawn images are scored."""
     register_: RegisterConfig = Field(alias="register")  # pydantic's records have a method of that name
     """Where the model goes in the MLflow registry."""
+    nightly: Annotated[NightlyConfig, Resource] = NightlyConfig()
+    """What `nightly` does beside a run."""
     cluster: Annotated[ClusterConfig, Resource] = ClusterConfig()
     """Which Ray cluster does the work, and what each process gets of it."""
     tracking: Annotated[TrackingConfig, Resource] = TrackingConfig()

@@ -16,6 +16,12 @@ class ConfigError(PipelineError):
     exit_code = 2
 
 
+class BusyError(PipelineError):
+    """Another process is at the same work; exit code 4."""
+
+    exit_code = 4
+
+
 class DataError(PipelineError):
     """Images, shards or an index that cannot be used as they are."""
 

@@ -102,6 +102,14 @@ class SampleFeatures:
         chunks = -(-images // self.chunks.config.chunk_images)
         return self.files.joined(islice(self.chunks.batches(), chunks)).pool[:images]
 
+    def blank_share(self) -> float:
+        """Share of the images that are of one colour throughout, as those of a network that broke are."""
+        blank = 0
+        for chunk in range(self.chunks.count):
+            pixels = self.chunks.read(chunk)
+            blank += int((pixels == pixels[:, :1, :1]).all(axis=(1, 2, 3)).sum())
+        return blank / self.images
+
     def logits(self) -> NDArray[np.float32]:
         """What a classifier says of all images. -> [N, K]."""
         return np.concatenate([part.logits for part in self.files.parts(self.chunks.batches())])
@@ -117,6 +125,7 @@ def _score(run: Run, samples: SampleFeatures, folder: Path) -> Facts:
     generated = samples.gathered(run.config.evaluate.keep_features)
     found = scores.score(extractor, generated, stored, real.subset())
     found[names.copy_rate] = _copy_rate(real, generated, folder)
+    found["blank_images"] = scores.Score(samples.blank_share())
     if real.images["heldout"]:
         found |= _beside_real_images(extractor, names, samples, real, stored)
     spec = run.config.spec

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
+import platform
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.atomic import whole_file
 
-from .errors import DataError, PipelineError
+from .errors import BusyError, DataError, PipelineError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -87,13 +90,17 @@ def _lock_of(folder: Path) -> FileLock:
 
 @contextmanager
 def exclusive(folder: Path, work: str) -> Iterator[None]:
-    """Makes the folder and holds it for this process; `work` says what for. PipelineError while another holds it."""
+    """Makes the folder and holds it for this process; `work` says what for. BusyError while another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
+    holder = folder.with_name(f".{folder.name}.holder")
     try:
         held = _lock_of(folder).acquire(timeout=0)
     except Timeout:
-        raise PipelineError(f"{folder}: another process is at this {work}; wait for it, or stop it") from None
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise BusyError(f"{folder}: {who} is at this {work}; wait for it, or stop it") from None
     with held:
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        write_text(holder, f"another process ({os.getpid()} on {platform.node()}, since {since})")
         yield
 
 

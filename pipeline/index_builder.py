@@ -118,6 +118,22 @@ def entry_of(table: ShardTable, location: str, size_bytes: int, sha256: str) -> 
     )
 
 
+def joined(base: ShardIndex, new: ShardIndex) -> ShardIndex:
+    """The samples of `base` and after them those of `new`, as an index of the latter's folder, not yet saved.
+
+    No image of the base is read, so the digest is one of both digests.
+    """
+    shards, tables = [], {}
+    for index, first in ((base, 0), (new, len(base.shards))):
+        for number, entry in enumerate(index.shards):
+            near = index is new or is_remote(entry.location)
+            location = entry.location if near else str(index.shard_path(number))
+            shards.append(entry.model_copy(update={"location": location}))
+            tables[first + number] = index.table(number)
+    digest = hashlib.sha256(f"{base.digest} {new.digest}".encode()).hexdigest()
+    return replace(new, shards=tuple(shards), digest=digest, _tables=tables)
+
+
 def with_split(index: ShardIndex, folder: Path, heldout: npt.NDArray[np.bool_]) -> ShardIndex:
     """The same samples with these held out, bool [samples], as an index of `folder`, not yet saved.
 

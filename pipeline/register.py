@@ -47,7 +47,8 @@ class Register(Stage):
         report = write_report(run, package.pictures, package.config)
         run.tracked.log_files([report, package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
-        registered = register(run.tracked, package, run.config.register_.model_name)
+        wanted = run.config.register_
+        registered = register(run.tracked, package, wanted.model_name, wanted.gate)
         return {
             "model_name": registered.name,
             "model_version": registered.version,

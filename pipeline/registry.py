@@ -1,16 +1,19 @@
 """The model registry: a finished model becomes a version, and two aliases say which version to use.
 
-`candidate` is the newest version. `champion` is the best one: it moves only to a version that was scored
-under the same protocol and scored lower. A call that was killed is made again and finishes what it had begun:
-the key of the run that made the model is on everything it creates, so nothing is created twice.
+`candidate` is the newest version. `champion` is the best one: it moves to a version that passes the gate, or by hand,
+and `previous` is the one it was before. A call that was killed is made again and finishes what it had begun: the key of
+the run that made the model is on everything it creates, so nothing is created twice.
 """
 
+import json
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from .gate import Gate, Standing, judge
 from .mlflow_store import default_store, reported
 from .model_package import ModelPackage, card, write_model
 from .tracking import TrackedRun
@@ -21,12 +24,18 @@ if TYPE_CHECKING:
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+PREVIOUS = "previous"
 
 _RUN_KEY_TAG = "run_key"
-_PROTOCOL_TAG = "protocol_digest"
+PROTOCOL_TAG = "protocol_digest"
 PRIMARY_TAG = "primary_score"
 _VALUE_TAG = "primary_score_value"
-_VERDICT_TAG = "verdict"
+VERDICT_TAG = "verdict"
+_DECISION_TAG = "decision"
+_RESCORED_TAG = "scores."
+"""And the first characters of a protocol's digest: what the version scored when it was scored again under that."""
+MOVED_TAG = "champion."
+"""And a time: how the champion changed then, on the registered model."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
-def register(run: TrackedRun, package: ModelPackage, model_name: str) -> Registered:
+def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate) -> Registered:
     """Makes or finds the version of `package`, then sets the aliases. TrackingError where MLflow refuses.
 
     The verdict is written last and once: a version that has one is left alone, also where a person has moved an
@@ -55,49 +64,63 @@ def register(run: TrackedRun, package: ModelPackage, model_name: str) -> Registe
         _ensure_registered_model(client, model_name)
         version = _version_of(client, model_name, package.run_key)
         version = version or _create_version(run, package, model_name)
-        if _VERDICT_TAG not in version.tags:
-            _decide(client, package, version)
+        if VERDICT_TAG not in version.tags:
+            _decide(client, package, version, gate)
         return _as_stored(client, model_name, int(version.version))
 
 
-def judge(package: ModelPackage, version: int, champion: "ModelVersion | None") -> tuple[bool, str]:
-    """Whether `version` is to be the champion, and why. A score that is missing or not finite never wins."""
-    if champion is None:
-        return True, f"version {version} is the first champion"
-    holder = f"version {champion.version}"
-    if int(champion.version) == version:
-        return True, f"{holder} is the champion"
-    name, score = package.primary_score, package.scores.get(package.primary_score)
-    if (champion.tags.get(_PROTOCOL_TAG), champion.tags.get(PRIMARY_TAG)) != (package.protocol_digest, name):
-        return (
-            False,
-            f"{holder} stays champion: it was scored under another protocol, so the two cannot be compared",
-        )
-    if score is None or not math.isfinite(score):
-        return False, f"{holder} stays champion: version {version} has no {name}"
-    held = float(champion.tags[_VALUE_TAG])
-    if math.isnan(held):
-        return True, f"version {version} is champion: {name} {score:.4g}, where {holder} has none"
-    if score < held:
-        return True, f"version {version} is champion: {name} {score:.4g} against {held:.4g} of {holder}"
-    return False, f"{holder} stays champion: {name} {held:.4g} against {score:.4g} of version {version}"
-
-
-def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion") -> None:
+def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion", gate: Gate) -> None:
     name, number = version.name, int(version.version)
     aliases = client.get_registered_model(name).aliases
-    champion = client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
-    is_champion, verdict = judge(package, number, champion)
+    champion = int(aliases[CHAMPION]) if CHAMPION in aliases else None
+    new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
+    held = None if champion is None else standing(client, name, champion, package.protocol_digest)
+    decision = judge(gate, new, champion, held)
     if number > int(aliases.get(CANDIDATE, 0)):
         client.set_registered_model_alias(name, CANDIDATE, str(number))
-    if is_champion:
-        client.set_registered_model_alias(name, CHAMPION, str(number))
-    client.set_model_version_tag(name, str(number), _VERDICT_TAG, verdict)
+    if decision.promoted:
+        move_champion(client, name, number, decision.verdict)
+    client.set_model_version_tag(name, str(number), _DECISION_TAG, json.dumps(decision.to_json()))
+    client.set_model_version_tag(name, str(number), VERDICT_TAG, decision.verdict)
+
+
+def standing(client: "MlflowClient", name: str, number: int, protocol_digest: str) -> Standing | None:
+    """How a version scored under this protocol; None: it was not scored under it."""
+    version = client.get_model_version(name, str(number))
+    if version.tags.get(PROTOCOL_TAG) == protocol_digest:
+        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
+        scores = {metric.key: metric.value for metric in metrics}
+        return Standing(number, protocol_digest, version.tags[PRIMARY_TAG], scores)
+    rescored = version.tags.get(_rescored_tag(protocol_digest))
+    return Standing(number, protocol_digest, **json.loads(rescored)) if rescored else None
+
+
+def add_scores(client: "MlflowClient", name: str, again: Standing) -> None:
+    """Keeps what a version scored when it was scored again, under another protocol than its own."""
+    kept = json.dumps({"primary": again.primary, "scores": dict(again.scores)}, allow_nan=False)
+    client.set_model_version_tag(name, str(again.version), _rescored_tag(again.protocol_digest), kept)
+
+
+def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> None:
+    """Makes a version the champion and the one before it `previous`, and writes down when and why."""
+    before = client.get_registered_model(name).aliases.get(CHAMPION)
+    if before is not None and int(before) == number:
+        return
+    event = json.dumps({"version": number, "before": before and int(before), "why": why})
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    client.set_registered_model_tag(name, f"{MOVED_TAG}{moment}", event)
+    if before is not None:
+        client.set_registered_model_alias(name, PREVIOUS, str(before))
+    client.set_registered_model_alias(name, CHAMPION, str(number))
+
+
+def _rescored_tag(protocol_digest: str) -> str:
+    return f"{_RESCORED_TAG}{protocol_digest[:12]}"
 
 
 def _as_stored(client: "MlflowClient", name: str, number: int) -> Registered:
     champion = int(client.get_registered_model(name).aliases.get(CHAMPION, 0))
-    verdict = client.get_model_version(name, str(number)).tags[_VERDICT_TAG]
+    verdict = client.get_model_version(name, str(number)).tags[VERDICT_TAG]
     return Registered(name, number, champion == number, verdict)
 
 
@@ -117,7 +140,7 @@ def _create_version(run: TrackedRun, package: ModelPackage, name: str) -> "Model
     score = package.scores.get(package.primary_score)
     tags = {
         _RUN_KEY_TAG: package.run_key,
-        _PROTOCOL_TAG: package.protocol_digest,
+        PROTOCOL_TAG: package.protocol_digest,
         PRIMARY_TAG: package.primary_score,
         _VALUE_TAG: repr(score) if score is not None and math.isfinite(score) else "nan",
         "data_digest": package.data_digest,
@@ -164,7 +187,8 @@ def _link(run: TrackedRun, package: ModelPackage, model_id: str) -> None:
 def _about(name: str) -> str:
     return f"""A diffusion model that turns integers into images.
 
-`champion` is the best version under one evaluation protocol, `candidate` the newest one.
+`champion` is the version to use: better than the champion before it by more than chance, under one evaluation protocol.
+`previous` is that one before, `candidate` the newest version.
 
 ```python
 import mlflow

@@ -2,13 +2,14 @@
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +20,13 @@ from webdataset import ShardWriter
 from .errors import DataError
 from .files import read_json, sha256_of, write_json
 from .image_files import in_order
-from .index_builder import IndexBuilder, heldout_mask, with_split
+from .index_builder import IndexBuilder, heldout_mask, joined, with_split
 from .remote import is_remote, shown
 from .shard_cache import Content, ShardCache, ShardCacheConfig
 from .shard_images import ShardFormat, encode, shape_of
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, Shards, Stream
+from .sources import DataConfig, ImageFolder, Shards, Stream, can_grow
 from .stream import reference_images
 from .tar_members import TarSample, read_samples
 
@@ -36,20 +37,70 @@ Indices = npt.NDArray[np.int64]
 
 _TEMPORARY = ".packing-"
 _JOURNAL = "fetched.json"
+_FILES = "files.json"
+"""Which files of the source were packed or indexed."""
 
 
 def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
     """Fill `folder` with shards and their index, which comes last: without it, nothing there counts."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(data.source, Shards) and data.source.index is not None:
+    if data.base is not None:
+        index = _grown(data, data.base.expanduser().absolute(), folder, on_progress)
+    elif isinstance(data.source, Shards) and data.source.index is not None:
         index = _split_index(data.source.index.expanduser().absolute(), data, folder)
     elif isinstance(data.source, Shards):
-        index = _index_existing(data.source, data, folder, on_progress)
+        index = _index_existing(data.source, data.source.locations(), data, folder, on_progress)
     else:
         images = _open(data)
-        index = _pack_images(images, data, folder, on_progress)
+        index = _pack_images(images, range(len(images)), data, folder, on_progress)
+    if can_grow(data.source):
+        write_json(folder / _FILES, data.source.stamps())
     return _saved(index)
+
+
+def new_files(data: DataConfig, base: Path) -> list[int]:
+    """Which files of the source have come since `base` was prepared of it, by their numbers in order.
+
+    DataError where some that were there are gone or have changed, where there are other classes now, or where `base` is
+    no folder of stage prepare that says which files it is of.
+    """
+    assert can_grow(data.source)
+    remedy = "leave data.base out, and all is prepared anew"
+    if not (base / _FILES).exists():
+        raise DataError(f"{base}: no {_FILES}, which says of which files stage prepare has made it; {remedy}")
+    before, now = (list(map(json.dumps, stamps)) for stamps in (read_json(base / _FILES), data.source.stamps()))
+    if lost := set(before) - set(now):
+        raise DataError(
+            f"{base}: {len(lost)} of its {len(before)} files are gone or have changed, such as {min(lost)}; {remedy}"
+        )
+    if isinstance(data.source, ImageFolder):
+        names = {"there": ShardIndex.load(base).class_names, "now": _open(data).class_names}
+        if names["there"] != names["now"]:
+            first, second = (", ".join(found) or "none" for found in names.values())
+            raise DataError(f"{base}: its classes are {first}, and those of the source are now {second}; {remedy}")
+    known = set(before)
+    return [number for number, stamp in enumerate(now) if stamp not in known]
+
+
+def _grown(data: DataConfig, base_folder: Path, folder: Path, on_progress: OnProgress) -> ShardIndex:
+    """The shards of an earlier set where they are, and those of what has come since."""
+    base = ShardIndex.load(base_folder)
+    if (base.image_size, base.channels) != (data.image_size, data.channels):
+        raise DataError(
+            f"{base_folder}: images of size {base.image_size} with {base.channels} channels, but data.image_size is "
+            f"{data.image_size} and data.channels {data.channels}; leave data.base out"
+        )
+    numbers = new_files(data, base_folder)
+    if not numbers:
+        return replace(joined(base, replace(base, folder=folder, shards=(), _tables={})), digest=base.digest)
+    if isinstance(data.source, Shards):
+        source = data.source.model_copy(update={"class_names": base.class_names})
+        locations = source.locations()
+        new = _index_existing(source, [locations[number] for number in numbers], data, folder, on_progress)
+    else:
+        new = _pack_images(_open(data), numbers, data, folder, on_progress)
+    return joined(base, new)
 
 
 def _open(data: DataConfig) -> SourceImages:
@@ -60,23 +111,27 @@ def _open(data: DataConfig) -> SourceImages:
     return source.open(data.image_size, data.channels)
 
 
-def _pack_images(images: SourceImages, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
-    split = _split(len(images), data)
+def _pack_images(
+    images: SourceImages, chosen: Sequence[int], data: DataConfig, folder: Path, on_progress: OnProgress
+) -> ShardIndex:
+    """chosen: the numbers of those that are packed."""
+    numbers, split = np.array(chosen, np.int64), _split(len(chosen), data)
     _remove_earlier(folder)
     builder = IndexBuilder(data.image_size, data.channels, folder)
-    tick = _ticks(on_progress, len(images))
+    tick = _ticks(on_progress, len(chosen))
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
         for name, number, ids in _planned_shards(split, data.shard_images):
-            tar = _write_tar(Path(temporary), name, number, ids, images, data.shard_format, tick)
+            tar = _write_tar(Path(temporary), name, number, numbers[ids], images, data.shard_format, tick)
             builder.add(tar, tar.name, read_samples(tar), split[ids], lambda: None)
         for tar in sorted(Path(temporary).iterdir()):
             tar.replace(folder / tar.name)
     return builder.finish(images.class_names)
 
 
-def _index_existing(source: Shards, data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
+def _index_existing(
+    source: Shards, locations: Sequence[str], data: DataConfig, folder: Path, on_progress: OnProgress
+) -> ShardIndex:
     """Headers and labels of all tars first: which images are held out depends on their number."""
-    locations = source.locations()
     tars = _Tars(data.shard_cache, folder)
     labels = LabelCheck(source.class_names, "data.source.urls")
     samples = []

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
 from braceexpand import braceexpand
@@ -33,6 +33,9 @@ from .source_images import SourceImages, images_in_memory
 
 Fingerprint = dict[str, Any]
 """JSON-able, cheap, equal for equal content: of files their names, sizes and times, without reading them."""
+
+Stamp = str | list[str | int]
+"""Of one file: its name, size and time of change; of a remote one, its URL."""
 
 Shape = tuple[int, int] | None
 """(image_size, channels) that every image of a source has; None: known only when it is opened."""
@@ -161,9 +164,12 @@ class ImageFolder(Record):
     shape: ClassVar[Shape] = None
 
     def fingerprint(self) -> Fingerprint:
+        return {"kind": self.kind, "sha256": hashlib.sha256(repr(self.stamps()).encode()).hexdigest()}
+
+    def stamps(self) -> list[Stamp]:
+        """Of each image, in order."""
         root = self.path.expanduser()
-        stamps = [_file_stamp(file, str(file.relative_to(root))) for file in self._files()]
-        return {"kind": self.kind, "sha256": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+        return [_file_stamp(file, str(file.relative_to(root))) for file in self._files()]
 
     def open(self, image_size: int, channels: int) -> SourceImages:
         files = self._files()
@@ -222,7 +228,11 @@ class Shards(Record):
             ShardIndex.load(folder)  # refuses what is none
             stamp = [str(folder), sha256_of(folder / MANIFEST)]
             return {"kind": self.kind, "index": hashlib.sha256(repr(stamp).encode()).hexdigest()}
-        return {"kind": self.kind, "sha256": _stamp(self.locations())}
+        return {"kind": self.kind, "sha256": hashlib.sha256(repr(self.stamps()).encode()).hexdigest()}
+
+    def stamps(self) -> list[Stamp]:
+        """Of each tar, in order."""
+        return _stamps(self.locations())
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
@@ -249,16 +259,15 @@ class Stream(Record):
         return self
 
     def fingerprint(self) -> Fingerprint:
-        return {"kind": self.kind, "sha256": _stamp(self.locations())}
+        return {"kind": self.kind, "sha256": hashlib.sha256(repr(_stamps(self.locations())).encode()).hexdigest()}
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
         return locations(self.urls, "data.source.urls")
 
 
-def _stamp(tars: list[str]) -> str:
-    stamps = [url if is_remote(url) else _file_stamp(Path(url), url) for url in tars]
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()
+def _stamps(tars: list[str]) -> list[Stamp]:
+    return [url if is_remote(url) else _file_stamp(Path(url), url) for url in tars]
 
 
 def locations(urls: Iterable[str], where: str) -> list[str]:
@@ -284,11 +293,20 @@ Source = Annotated[
 ]
 
 
+def can_grow(source: Source) -> TypeGuard[ImageFolder | Shards]:
+    """Whether files may be added to the source, so that what is new can be told from what was there."""
+    return isinstance(source, ImageFolder) or (isinstance(source, Shards) and source.index is None)
+
+
 class DataConfig(Record):
     """Which images are learnt from, in which form, and which of them are kept back."""
 
     source: Source
     """Where the images come from."""
+    base: Annotated[Path | None, Resource] = None
+    """Folder of an earlier stage `prepare` of this section, from before the source grew: its shards, and which of their
+    images are held out, stay as they are, and only what has come since is packed or indexed; null: all is. For
+    image_folder, and shards with urls. `nightly` sets it."""
     image_size: int = Field(ge=1, le=4096)
     """Height and width of the images, pixels."""
     channels: Literal[1, 3]
@@ -321,6 +339,15 @@ class DataConfig(Record):
         return self
 
     @model_validator(mode="after")
+    def _base_has_files(self) -> "DataConfig":
+        if self.base is not None and not can_grow(self.source):
+            raise ValueError(
+                f"base: nothing can be added to source {self.source.kind}; leave base out, or use image_folder, or "
+                "shards with urls"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _order_has_an_index(self) -> "DataConfig":
         if isinstance(self.source, Stream) and self.order != Permutation():
             raise ValueError(
@@ -347,7 +374,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _file_stamp(path: Path, name: str) -> list[str | int]:
+def _file_stamp(path: Path, name: str) -> Stamp:
     try:
         status = path.stat()
     except OSError as error:

@@ -15,10 +15,10 @@ from typing import Any
 
 from .cluster import Cluster
 from .config import Config
-from .files import digest, exclusive, in_turn, read_json, write_json
+from .files import digest, exclusive, in_turn, read_json, sha256_of, write_json
 from .keyroles import identity
 from .mlflow_store import resolve_uri
-from .shard_index import ShardIndex
+from .shard_index import MANIFEST, ShardIndex
 from .terminal import Terminal
 from .tracking import TrackedRun
 from .warm_start import WarmStart, find_start
@@ -69,7 +69,16 @@ class Run:
     def key(self) -> str:
         """Digest of all that decides the run's results and can be known beforehand."""
         start = [self.warm_start.digest] if self.warm_start else []
-        return digest([identity(self.config), self.config.data.source.fingerprint(), *start])
+        base = [sha256_of(self.base / MANIFEST)] if self.base else []
+        return digest([identity(self.config), self.config.data.source.fingerprint(), *start, *base])
+
+    @cached_property
+    def base(self) -> Path | None:
+        """The folder that `data.base` names, whose index is there. DataError where it is not."""
+        folder = self.config.data.base
+        if folder is None:
+            return None
+        return ShardIndex.load(folder.expanduser().absolute()).folder
 
     @property
     def folder(self) -> Path:

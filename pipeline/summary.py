@@ -50,6 +50,7 @@ def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
         "train_matmul_fraction": results["train"].facts.get("matmul_fraction"),
         "train_time": {name: results["train"].facts.get(f"{name}_share") for name in SHARES},
         "sample_images_per_s": results["sample"].facts["images_per_s"],
+        "stages": {name: result.folder.name for name, result in results.items()},
         "seconds": {name: result.seconds for name, result in results.items()},
         "seconds_of_this_run": {report.name: round(report.seconds, 2) for report in reports},
         "model_name": registered["model_name"],

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
 from pipeline.errors import TrackingError
+from pipeline.gate import Gate, Standing
 from pipeline.model_package import ModelPackage
-from pipeline.registry import Registered, judge, register
+from pipeline.registry import Registered, add_scores, register, standing
 from pipeline.tracking import TrackedRun
 
 SPEC = ModelSpec(
@@ -27,6 +28,7 @@ SPEC = ModelSpec(
     path=VPLinear(),
 )
 SAMPLER = DDIM(steps=2)
+GATE = Gate()
 
 
 @pytest.fixture
@@ -61,7 +63,12 @@ def package(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) 
         config=folder / "config.yaml",
         protocol={"images": 360, "extractor": {"kind": "classifier"}},
         protocol_digest="p" * 64,
-        scores={"fid_classifier": 27.0, "inception_score_classifier_mean": 9.5, "fid_768": None},
+        scores={
+            "fid_classifier": 27.0,
+            "fid_classifier_se": 0.5,
+            "inception_score_classifier_mean": 9.5,
+            "fid_768": None,
+        },
         primary_score="fid_classifier",
         data_digest="d" * 64,
         trained_images=1_000_000,
@@ -77,7 +84,7 @@ def aliases(run: TrackedRun, name: str) -> dict[str, int]:
 
 
 def test_the_first_version_is_candidate_and_champion(run: TrackedRun, package: ModelPackage, name: str) -> None:
-    registered = register(run, package, name)
+    registered = register(run, package, name, GATE)
     assert registered == Registered(name, 1, True, "version 1 is the first champion")
     assert registered.uri == f"models:/{name}/1"
     assert aliases(run, name) == {"candidate": 1, "champion": 1}
@@ -87,15 +94,23 @@ def test_champion_moves_to_the_better_candidate_to_the_newest(
     run: TrackedRun, package: ModelPackage, name: str
 ) -> None:
     for key, fid in (("a", 27.0), ("b", 20.0), ("c", 21.0)):
-        last = register(run, night(package, key, fid), name)
-    assert aliases(run, name) == {"candidate": 3, "champion": 2}
-    assert last == Registered(name, 3, False, "version 2 stays champion: fid_classifier 20 against 21 of version 3")
+        last = register(run, night(package, key, fid), name, GATE)
+    assert aliases(run, name) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert last == Registered(
+        name,
+        3,
+        False,
+        "version 2 stays champion: fid_classifier 21 ± 0.5 of version 3 against 20 ± 0.5: higher by 1, where more than "
+        "1.41 is asked (2 combined standard errors)",
+    )
     tags = run.client.get_model_version(name, "2").tags
-    assert tags["verdict"] == "version 2 is champion: fid_classifier 20 against 27 of version 1"
+    assert tags["verdict"] == "version 2 is champion: fid_classifier 20 ± 0.5 against 27 ± 0.5 of version 1"
+    answers = {each["rule"]: each["passed"] for each in json.loads(tags["decision"])["answers"]}
+    assert answers == {"finite": True, "protocol": True, "better": True, "inception_score": True}
 
 
 def test_a_version_says_what_it_is(run: TrackedRun, package: ModelPackage, name: str) -> None:
-    register(run, package, name)
+    register(run, package, name, GATE)
     version = run.client.get_model_version(name, "1")
     assert version.run_id == run.run_id
     assert version.tags["protocol_digest"] == package.protocol_digest
@@ -111,73 +126,52 @@ def test_a_version_says_what_it_is(run: TrackedRun, package: ModelPackage, name:
 def test_the_scores_are_on_the_model_and_the_model_on_its_run(
     run: TrackedRun, package: ModelPackage, name: str
 ) -> None:
-    register(run, package, name)
+    register(run, package, name, GATE)
     [logged] = run.client.search_logged_models([run.experiment_id], f"name = '{name}' AND metrics.fid_classifier < 28")
     assert {metric.key: metric.value for metric in logged.metrics} == {
         "fid_classifier": 27.0,
+        "fid_classifier_se": 0.5,
         "inception_score_classifier_mean": 9.5,
     }
     [output] = run.client.get_run(run.run_id).outputs.model_outputs
     assert output.model_id == logged.model_id
 
 
-@pytest.mark.parametrize(
-    ("held", "score", "is_champion", "verdict"),
-    [
-        ("27.0", 26.9, True, "version 2 is champion: fid_classifier 26.9 against 27 of version 1"),
-        ("27.0", 27.0, False, "version 1 stays champion: fid_classifier 27 against 27 of version 2"),
-        ("27.0", None, False, "version 1 stays champion: version 2 has no fid_classifier"),
-        ("27.0", math.nan, False, "version 1 stays champion: version 2 has no fid_classifier"),
-        ("27.0", -math.inf, False, "version 1 stays champion: version 2 has no fid_classifier"),
-        ("nan", None, False, "version 1 stays champion: version 2 has no fid_classifier"),
-        ("nan", 50.0, True, "version 2 is champion: fid_classifier 50, where version 1 has none"),
-    ],
-)
-def test_the_lower_score_of_one_protocol_is_champion(
-    package: ModelPackage, held: str, score: float | None, is_champion: bool, verdict: str
-) -> None:
-    assert judge(night(package, "new", score), 2, champion(package, held)) == (is_champion, verdict)
-
-
-@pytest.mark.parametrize("changes", [{"protocol_digest": "q" * 64}, {"primary_score": "fid_768"}])
-def test_unlike_protocols_are_never_compared(package: ModelPackage, changes: dict[str, str]) -> None:
-    better = replace(package, scores={"fid_classifier": 1.0, "fid_768": 1.0}, **changes)  # type: ignore[arg-type]
-    is_champion, verdict = judge(better, 2, champion(package, "27.0"))
-    assert not is_champion
-    assert verdict == "version 1 stays champion: it was scored under another protocol, so the two cannot be compared"
-
-
-def champion(package: ModelPackage, held: str) -> Any:
-    from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
-
-    tags = {
-        "protocol_digest": package.protocol_digest,
-        "primary_score": "fid_classifier",
-        "primary_score_value": held,
-    }
-    return ModelVersion("digits", "1", 0, tags=[ModelVersionTag(key, value) for key, value in tags.items()])
-
-
 def test_a_score_that_is_not_finite_is_registered_and_never_wins(
     run: TrackedRun, package: ModelPackage, name: str
 ) -> None:
     for key, fid in (("a", math.nan), ("b", None)):
-        register(run, night(package, key, fid), name)
-    assert aliases(run, name) == {"candidate": 2, "champion": 1}
-    assert register(run, night(package, "c", 90.0), name).is_champion
+        assert not register(run, night(package, key, fid), name, GATE).is_champion
+    assert aliases(run, name) == {"candidate": 2}
+    assert register(run, night(package, "c", 90.0), name, GATE).is_champion
+
+
+def test_a_version_of_another_protocol_is_compared_once_the_champion_was_scored_under_it(
+    run: TrackedRun, package: ModelPackage, name: str
+) -> None:
+    register(run, night(package, "a", 27.0), name, GATE)
+    other = "q" * 64
+    unlike = register(run, night(package, "b", 1.0, protocol_digest=other), name, GATE)
+    assert unlike.verdict == ("version 1 stays champion: version 1 was not scored under the protocol of version 2")
+    again = Standing(1, other, "fid_classifier", {"fid_classifier": 30.0, "fid_classifier_se": 0.5})
+    add_scores(run.client, name, again)
+    assert standing(run.client, name, 1, other) == again
+    assert register(run, night(package, "c", 20.0, protocol_digest=other), name, GATE).verdict == (
+        "version 3 is champion: fid_classifier 20 ± 0.5 against 30 ± 0.5 of version 1"
+    )
 
 
 def test_registering_again_finds_the_version(run: TrackedRun, package: ModelPackage, name: str) -> None:
-    assert register(run, package, name) == register(run, package, name)
+    assert register(run, package, name, GATE) == register(run, package, name, GATE)
     assert_registered_once(run, name)
 
 
 def test_registering_again_leaves_what_a_person_rolled_back(run: TrackedRun, package: ModelPackage, name: str) -> None:
-    register(run, night(package, "a", 27.0), name)
-    register(run, night(package, "b", 20.0), name)
+    register(run, night(package, "a", 27.0), name, GATE)
+    register(run, night(package, "b", 20.0), name, GATE)
     run.client.set_registered_model_alias(name, "champion", "1")
-    assert not register(run, night(package, "b", 20.0), name).is_champion
-    assert aliases(run, name) == {"candidate": 2, "champion": 1}
+    assert not register(run, night(package, "b", 20.0), name, GATE).is_champion
+    assert aliases(run, name) == {"candidate": 2, "champion": 1, "previous": 1}
 
 
 class Killed(BaseException):
@@ -206,8 +200,8 @@ def test_a_kill_after_any_step_is_made_good_by_the_same_call(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, step, then_killed(getattr(MlflowClient, step)))
         with pytest.raises(Killed):
-            register(run, package, name)
-    assert register(run, package, name).is_champion
+            register(run, package, name, GATE)
+    assert register(run, package, name, GATE).is_champion
     assert_registered_once(run, name)
 
 
@@ -230,21 +224,21 @@ def assert_registered_once(run: TrackedRun, name: str) -> None:
 
 def test_a_name_that_mlflow_refuses_is_reported(run: TrackedRun, package: ModelPackage) -> None:
     with pytest.raises(TrackingError, match=r"cannot register a/b: .*[Ii]nvalid"):
-        register(run, package, "a/b")
+        register(run, package, "a/b", GATE)
 
 
 def test_registering_leaves_the_default_store_of_the_process_alone(
     run: TrackedRun, package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere-else:5000")
-    register(run, package, name)
+    register(run, package, name, GATE)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://somewhere-else:5000"
 
 
 def test_the_champion_loads_outside_the_repository_without_pickle(
     run: TrackedRun, package: ModelPackage, name: str, network: torch.nn.Module, tmp_path: Path
 ) -> None:
-    register(run, package, name)
+    register(run, package, name, GATE)
     (tmp_path / "model.py").write_text("mine = True\n")  # the user's own module
     (tmp_path / "use.py").write_text(f"""
 import sys

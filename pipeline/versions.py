@@ -1,0 +1,92 @@
+"""The versions of a registered model by hand: what they were worth, which were champion, and which is to be."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
+from .gate import Standing
+from .mlflow_store import connect, reported
+from .registry import CHAMPION, MOVED_TAG, PREVIOUS, PRIMARY_TAG, PROTOCOL_TAG, VERDICT_TAG, move_champion, standing
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+_MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+
+
+def show_history(name: str, uri: str, terminal: Terminal) -> None:
+    """Prints every version with its score, protocol and verdict, and below when the champion changed, and why."""
+    with reported(f"read the history of {name}", uri):
+        client = connect(uri)
+        aliases = _aliases(client, name)
+        found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: int(each.version))
+        rows: list[tuple[str, ...]] = [("version", "made", "score", "protocol", "aliases", "verdict")]
+        rows += [_row(client, each, aliases) for each in found]
+        events = champions(client, name)
+    terminal.table(rows, ">" + "<" * 5)
+    moves = {moment: f"version {each['version']}{_before(each)}: {each['why']}" for moment, each in events}
+    if moves:
+        terminal.line("")
+        terminal.line("champions")
+        terminal.facts(moves)
+
+
+def promote(model: str, because: str, uri: str, terminal: Terminal) -> None:
+    """Makes a version the champion, whatever the gate says of it. ConfigError where there is no such version."""
+    match = _MODEL.fullmatch(model)
+    if match is None:
+        raise ConfigError(f"{model}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, alias, number = match.groups()
+    with reported(f"promote {model}", uri):
+        client = connect(uri)
+        aliases = _aliases(client, name)
+        if alias and alias not in aliases:
+            raise ConfigError(f"{model}: no such alias; there are {', '.join(sorted(aliases)) or 'none'}")
+        version = aliases[alias] if alias else int(number)
+        client.get_model_version(name, str(version))  # refuses what is not there
+        move_champion(client, name, version, because)
+    terminal.facts({"champion": f"models:/{name}/{version}"})
+
+
+def rollback(name: str, because: str, uri: str, terminal: Terminal) -> None:
+    """Makes the champion before this one the champion again. ConfigError where there was none."""
+    with reported(f"roll {name} back", uri):
+        client = connect(uri)
+        aliases = _aliases(client, name)
+        if PREVIOUS not in aliases:
+            raise ConfigError(f"{name}: no version was champion before this one; promote a version by its number")
+        version, gone = aliases[PREVIOUS], aliases.get(CHAMPION)
+        move_champion(client, name, version, f"rolled back: {because}")
+    terminal.facts({"champion": f"models:/{name}/{version}", "rolled back": f"version {gone}"})
+
+
+def champions(client: "MlflowClient", name: str) -> list[tuple[str, dict[str, Any]]]:
+    """When the champion changed, to which version and why; oldest first."""
+    tags = client.get_registered_model(name).tags
+    events = sorted((key.removeprefix(MOVED_TAG), value) for key, value in tags.items() if key.startswith(MOVED_TAG))
+    return [(f"{moment[:10]} {moment[11:19]}", json.loads(event)) for moment, event in events]
+
+
+def _aliases(client: "MlflowClient", name: str) -> dict[str, int]:
+    if not client.search_registered_models(f"name = '{name}'", max_results=1):
+        names = sorted(each.name for each in client.search_registered_models())
+        raise ConfigError(f"{name}: no such registered model; there are {', '.join(names) or 'none'}")
+    return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
+def _row(client: "MlflowClient", version: "ModelVersion", aliases: dict[str, int]) -> tuple[str, ...]:
+    number = int(version.version)
+    protocol = version.tags.get(PROTOCOL_TAG, "")
+    scored: Standing | None = standing(client, version.name, number, protocol) if protocol else None
+    made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    mine = ", ".join(alias for alias, pointed in sorted(aliases.items()) if pointed == number)
+    score = f"{version.tags.get(PRIMARY_TAG, '')} {scored}" if scored else "none"
+    return (str(number), made, score, protocol[:8], mine, version.tags.get(VERDICT_TAG, "none yet"))
+
+
+def _before(event: dict[str, Any]) -> str:
+    return f" in place of {event['before']}" if event["before"] else ""
