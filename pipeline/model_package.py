@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import model
 
+from .code_version import code_version, environment
+
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_REQUIREMENTS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+_REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "safetensors", "torch")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class ModelPackage:
     """Safetensors of the classifier that guides; None: there is none."""
     pictures: tuple[Path, ...] = ()
     """Sample grid and the like, PNG."""
+    report: Path | None = None
+    """The page of the run, HTML; None: there is none."""
 
     @property
     def trained_ms(self) -> int:
@@ -82,10 +86,18 @@ def write_model(folder: Path, package: ModelPackage, run_id: str, model_id: str)
 
 
 def _write_evidence(folder: Path, package: ModelPackage) -> None:
-    """What a reader of the version wants beside the model: configuration, protocol, scores, pictures."""
+    """What a reader of the version wants beside the model: where it came from, how it scored, what it draws."""
     shutil.copy(package.config, folder / "config.yaml")
     evidence = {"digest": package.protocol_digest, "protocol": package.protocol, "scores": package.scores}
     (folder / "scores.json").write_text(json.dumps(evidence, indent=2, default=dict) + "\n")
+    (folder / "card.md").write_text(card(package))
+    (folder / "environment.txt").write_text(environment())
+    code = code_version()
+    (folder / "code.json").write_text(json.dumps({"commit": code.commit, "changed": bool(code.changes)}) + "\n")
+    if code.changes:
+        (folder / "changes.diff").write_text(code.changes)
+    if package.report is not None:
+        shutil.copy(package.report, folder / "report.html")
     (folder / "pictures").mkdir()
     for picture in package.pictures:
         shutil.copy(picture, folder / "pictures")
@@ -94,12 +106,19 @@ def _write_evidence(folder: Path, package: ModelPackage) -> None:
 def _signature(spec: Mapping[str, Any]) -> "ModelSignature":
     import numpy
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     image = (spec["image_size"], spec["image_size"], spec["channels"])
     return ModelSignature(
         inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "label", required=False)]),
         outputs=Schema([TensorSpec(numpy.dtype("uint8"), (-1, *image))]),
+        params=ParamSchema(
+            [
+                ParamSpec("steps", "long", 0),
+                ParamSpec("guidance_scale", "double", -1.0),
+                ParamSpec("format", "string", "array"),
+            ]
+        ),
     )
 
 
@@ -128,7 +147,8 @@ being `{package.protocol_digest[:12]}`:
 {json.dumps(package.protocol, indent=2, default=dict)}
 ```
 
-Data `{package.data_digest[:12]}`. Configuration, scores and pictures are files of the model.
+Data `{package.data_digest[:12]}`, {code_version()}. Configuration, scores, pictures, environment and report are files
+of the model.
 """
 
 

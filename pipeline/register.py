@@ -1,5 +1,6 @@
 """Last stage: the model becomes a version in the MLflow registry, with all that a reader needs to trust it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Register(Stage):
         guided = {"guide_cross_entropy": guide.facts["loss"]} if guide else {}
         run.tracked.log_metrics(speeds | sampled | guided, package.trained_images, package.trained_ms)
         report = write_report(run, package.pictures, package.config)
+        package = replace(package, report=report)
         run.tracked.log_files([report, package.config, run.results["evaluate"].folder / PROTOCOL])
         run.tracked.log_files(package.pictures, "pictures")
         wanted = run.config.register_

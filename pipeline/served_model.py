@@ -5,8 +5,10 @@ This file travels inside every model version, beside the weights (safetensors), 
 versions with different code live in one process, and a user's own module called `model` stays what it is.
 """
 
+import base64
 import hashlib
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -20,10 +22,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 
 MAX_SEEDS = 4096
+MAX_STEPS = 1000
+MAX_SCALE = 100.0
 _CHUNK_IMAGES = 64
 
 
@@ -53,27 +57,73 @@ class ServedModel(PythonModel):
         self,
         context: PythonModelContext | None,  # noqa: ARG002  # MLflow's signature
         model_input: pandas.DataFrame,
-        params: dict[str, Any] | None = None,  # noqa: ARG002  # likewise
-    ) -> NDArray[numpy.uint8]:
+        params: dict[str, Any] | None = None,
+    ) -> "NDArray[numpy.uint8] | list[str]":
         """uint8 [N, H, W, C] for a column `seed` of N integers; image i depends on row i alone.
 
         A model of several classes takes a column `label`, too: the class of each image, by default seed modulo classes.
+
+        params: `steps` of the sampler and `guidance_scale`, where 0 and -1 mean the model's own; `format`, array or
+        png, which gives N PNG files in base64.
         """
+        asked = {"steps": 0, "guidance_scale": -1.0, "format": "array"} | (params or {})
+        if asked["format"] not in ("array", "png"):
+            raise MlflowException.invalid_parameter_value(f"format: found {asked['format']!r}, expected array or png")
+        sampler, guidance = self._of_steps(int(asked["steps"])), self._of_scale(float(asked["guidance_scale"]))
         frame = pandas.DataFrame(model_input)
         seeds = torch.from_numpy(_integers(frame, "seed", 2**63)).to(self._device)
-        labels = self._package.default_label(self._spec, self._guidance, seeds)
+        labels = self._package.default_label(self._spec, guidance, seeds)
         if "label" in frame:
             if labels is None:
                 raise MlflowException.invalid_parameter_value("label: this model knows no classes; leave it out")
-            classes = self._spec.classes or self._guidance.classes
+            classes = self._spec.classes or guidance.classes
             labels = torch.from_numpy(_integers(frame, "label", classes)).to(self._device)
         chunks = [
             self._package.generate(
-                self._model, self._sampler, seeds[some], None if labels is None else labels[some], self._guidance
+                self._model, sampler, seeds[some], None if labels is None else labels[some], guidance
             )
             for some in torch.arange(len(seeds), device=self._device).split(_CHUNK_IMAGES)
         ]
-        return torch.cat(chunks).cpu().numpy()
+        images: NDArray[numpy.uint8] = torch.cat(chunks).cpu().numpy()
+        return images if asked["format"] == "array" else [_png(image) for image in images]
+
+    def _of_steps(self, steps: int) -> Any:
+        """The sampler with this many steps; 0: as it is."""
+        if steps == 0:
+            return self._sampler
+        if not 1 <= steps <= MAX_STEPS:
+            raise MlflowException.invalid_parameter_value(f"steps: found {steps}, expected 1 to {MAX_STEPS}")
+        if not hasattr(self._sampler, "steps"):
+            raise MlflowException.invalid_parameter_value(
+                f"steps: this model's sampler {self._sampler.kind} chooses its own; leave it out"
+            )
+        try:
+            sampler = type(self._sampler).model_validate(self._sampler.model_dump() | {"steps": steps})
+            sampler.check(self._spec.path)
+        except (ValidationError, ValueError) as error:
+            raise MlflowException.invalid_parameter_value(f"steps: {error}") from None
+        return sampler
+
+    def _of_scale(self, scale: float) -> Any:
+        """The guidance of this scale; -1: as it is."""
+        if scale == -1:
+            return self._guidance
+        if not 0 <= scale <= MAX_SCALE:
+            raise MlflowException.invalid_parameter_value(
+                f"guidance_scale: found {scale:g}, expected 0 to {MAX_SCALE:g}"
+            )
+        if not hasattr(self._guidance, "scale"):
+            raise MlflowException.invalid_parameter_value("guidance_scale: this model is not guided; leave it out")
+        return self._guidance.model_copy(update={"scale": scale})
+
+
+def _png(image: NDArray[numpy.uint8]) -> str:
+    """A PNG file in base64. image: uint8 [H, W, C]."""
+    from PIL import Image  # for this alone
+
+    with io.BytesIO() as file:
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "PNG")
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def _with_weights(network: torch.nn.Module, file: str, device: torch.device) -> torch.nn.Module:

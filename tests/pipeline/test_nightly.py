@@ -24,7 +24,8 @@ version: 1
 name: night
 data: {{source: {{kind: image_folder, path: {images}}}, image_size: 8, channels: 1, heldout_fraction: 0.2}}
 network:
-  {{kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4], dropout: 0}}
+  {{kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4], \
+   dropout: 0.0}}
 path: {{kind: vp_cosine}}
 train: {{images: 6_400, batch_size: 64, num_workers: 1, learning_rate: 3.0e-3, ema: {{half_life_images: 1_000}}}}
 sample: {{images: 200, chunk_images: 20, sampler: {{kind: ddim, steps: 10, grid: uniform}}}}

@@ -1,6 +1,12 @@
 """The registered model as its user meets it: in a folder of its own, without this repository."""
 
+import base64
+import io
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +15,15 @@ from typing import Any
 
 import numpy
 import pytest
+import requests
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from model import DDIM, NO_GUIDANCE, ClassifierFreeGuidance, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
+from model import DDIM, NO_GUIDANCE, RK45, ClassifierFreeGuidance, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
 from pipeline.model_package import ModelPackage, write_model
+
+from .waiting import wait_until
 
 SPEC = ModelSpec(
     image_size=8,
@@ -69,6 +79,7 @@ def save(folder: Path, spec: ModelSpec, network: torch.nn.Module) -> Path:
     (folder / "model.json").write_text(json.dumps(described))
     (folder / "config.yaml").write_text("name: digits\n")
     (folder / "grid.png").write_bytes(b"png")
+    (folder / "page.html").write_text("<p>a run</p>")
     package = ModelPackage(
         run_key="key",
         weights=folder / "weights.safetensors",
@@ -81,6 +92,7 @@ def save(folder: Path, spec: ModelSpec, network: torch.nn.Module) -> Path:
         data_digest="d" * 64,
         trained_images=1000,
         pictures=(folder / "grid.png",),
+        report=folder / "page.html",
     )
     write_model(folder / "model", package, run_id="r" * 32, model_id="m-1")
     return folder / "model"
@@ -126,6 +138,96 @@ def test_a_model_of_classes_draws_the_asked_ones_guided_or_each_in_turn(
     in_turn = served_with_classes.predict({"seed": [3, 4, 5]})
     assert torch.equal(torch.from_numpy(in_turn), expected([0, 1, 2]))
     assert not numpy.array_equal(asked, in_turn)
+
+
+def test_steps_and_guidance_are_asked_for(served_with_classes: Any, network_of_classes: torch.nn.Module) -> None:
+    question = {"seed": [3, 4], "label": [2, 0]}
+    asked = served_with_classes.predict(question, params={"steps": 5, "guidance_scale": 0.5})
+    model, labels = TrainedModel(CLASSES, network_of_classes), torch.tensor([2, 0])
+    expected = generate(model, DDIM(steps=5), torch.tensor([3, 4]), labels, ClassifierFreeGuidance(scale=0.5))
+    assert torch.equal(torch.from_numpy(asked), expected)
+    assert not numpy.array_equal(asked, served_with_classes.predict(question))
+
+
+def test_png_files_come_in_base64(served: Any) -> None:
+    files = served.predict({"seed": [3, 4]}, params={"format": "png"})
+    with Image.open(io.BytesIO(base64.b64decode(files[1]))) as image:
+        assert image.format == "PNG"
+        assert numpy.array_equal(numpy.asarray(image), served.predict({"seed": [4]})[0, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"steps": 10**9}, "steps: found 1000000000, expected 1 to 1000"),
+        ({"steps": -3}, "steps: found -3, expected 1 to 1000"),
+        ({"steps": "many"}, "Failed to validate type and shape for 'steps'"),
+        ({"guidance_scale": 2.0}, "guidance_scale: this model is not guided; leave it out"),
+        ({"guidance_scale": -7.0}, "guidance_scale: found -7, expected 0 to 100"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: found nan, expected 0 to 100"),
+        ({"format": "gif"}, "format: found 'gif', expected array or png"),
+    ],
+)
+def test_absurd_parameters_are_refused(served: Any, params: dict[str, Any], says: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=says):
+        served.predict({"seed": [1]}, params=params)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "says"),
+    [
+        (RK45(), 5, "steps: this model's sampler rk45 chooses its own"),
+        (DDIM(steps=3), 1000, "steps: "),
+    ],
+)
+def test_steps_that_the_sampler_cannot_take_are_refused(
+    served: Any, sampler: Any, steps: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    model = served.unwrap_python_model()
+    package = sys.modules[model._spec.__module__.partition(".")[0]]
+    monkeypatch.setattr(model, "_sampler", getattr(package, type(sampler).__name__)(**sampler.model_dump()))
+    monkeypatch.setattr(model, "_spec", model._spec.model_copy(update={"path": package.VPLinear(T=100)}))
+    with pytest.raises(MlflowException, match=says):
+        served.predict({"seed": [1]}, params={"steps": steps})
+
+
+@pytest.mark.slow
+def test_it_answers_over_http(saved: Path, served: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["mlflow", "models", "serve", "-m", str(saved), "--env-manager", "local", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _answers(f"{url}/ping"), 300)
+        body = {"inputs": {"seed": [3, 4]}, "params": {"steps": 2, "format": "png"}}
+        answer = requests.post(f"{url}/invocations", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        with Image.open(io.BytesIO(base64.b64decode(answer.json()["predictions"][0]))) as image:
+            expected = served.predict({"seed": [3]}, params={"steps": 2})
+            assert numpy.array_equal(numpy.asarray(image), expected[0, :, :, 0])
+        body["params"] = {"steps": 10**9}
+        absurd = requests.post(f"{url}/invocations", json=body, timeout=60)
+        assert absurd.status_code == 400
+        assert "steps: found 1000000000, expected 1 to 1000" in absurd.text
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
 
 
 def test_labels_that_there_are_not_are_refused(served: Any, served_with_classes: Any) -> None:
@@ -228,6 +330,10 @@ def test_the_version_holds_code_weights_and_evidence_and_no_pickle(saved: Path) 
         "scores.json",
         "pictures/grid.png",
         "input_example.json",
+        "card.md",
+        "code.json",
+        "environment.txt",
+        "report.html",
     } <= files
     assert {f"artifacts/{name}" for name in ("weights.safetensors", "model.json", "model/spec.py")} <= files
     assert {Path(name).suffix for name in files} <= {
@@ -237,6 +343,9 @@ def test_the_version_holds_code_weights_and_evidence_and_no_pickle(saved: Path) 
         ".txt",
         ".png",
         ".safetensors",
+        ".md",
+        ".html",
+        ".diff",
         "",
     }
     assert json.loads((saved / "scores.json").read_text())["scores"] == {"fid": 3.0}
@@ -244,4 +353,4 @@ def test_the_version_holds_code_weights_and_evidence_and_no_pickle(saved: Path) 
 
 def test_the_requirements_are_few_and_pinned(saved: Path) -> None:
     names = [line.partition("==")[0] for line in (saved / "requirements.txt").read_text().splitlines()]
-    assert names == ["mlflow", "numpy", "pydantic", "safetensors", "torch"]
+    assert names == ["mlflow", "numpy", "pillow", "pydantic", "safetensors", "torch"]
