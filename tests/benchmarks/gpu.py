@@ -56,6 +56,7 @@ from roofline import Roofline, matmul_rate, memory_rate, seconds_of
 
 FLOAT32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
 EAGER_BF16, BEST = "ours, bf16 eager", "ours, best settings"
+CHANNELS_LAST = "ours, bf16 eager, channels_last"
 DIFFUSERS_BF16 = "diffusers, bf16 eager"
 
 Figures = Iterator[tuple[str, Any]]
@@ -162,6 +163,7 @@ def training(bench: Bench) -> Figures:
     yield "FLOP per image", flops
     made: dict[str, Callable[..., Steps]] = {
         EAGER_BF16: partial(our_steps, **BF16),
+        CHANNELS_LAST: partial(our_steps, channels_last=True, **BF16),
         "ours, float32 eager": partial(our_steps, **FLOAT32),
         BEST: partial(our_steps, **bench.best),
     }
