@@ -88,7 +88,7 @@ def parallel():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(40, 300), nn.Linear(300, 300))
     return DistributedDataParallel(
-        network, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1
+        network, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1
     )
 
 
