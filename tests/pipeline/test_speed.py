@@ -87,9 +87,7 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 def parallel():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(40, 300), nn.Linear(300, 300))
-    return DistributedDataParallel(
-        network, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1
-    )
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1)
 
 
 plain, timed = parallel(), parallel()
