@@ -4,6 +4,7 @@ makes them, where one is to be trained on these data.
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from evaluation import (
 )
 from evaluation import Reference as ReferenceImages
 
-from .fan_out import actor_pool, awaited, fan_out
+from .fan_out import awaited, images_on_actors
 from .features import Batch, Extraction, FeatureFiles, batches, extractor_identity
 from .files import sha256_of, write_json
 from .reader import ShardReader
@@ -113,16 +114,11 @@ def write_missing(
     writer: the actors' class, which is made with these arguments and the number of threads.
     """
     missing = [batch for batch in wanted if files.read(batch) is None]
-    total = sum(batch.images for batch in wanted)
-    done = total - sum(batch.images for batch in missing)
-    with (
-        run.terminal.progress(total, "images") as progress,
-        actor_pool(run.joined, run.samplers(len(missing)), writer, *arguments, run.threads) as pool,
-    ):
-        progress.update(done)
-        for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
-            done += batch.images
-            progress.update(done)
+    if not missing:
+        return
+    images = sum(batch.images for batch in wanted)
+    with images_on_actors(run, stage, "write", missing, images, writer, *arguments, run.threads) as written:
+        deque(written, maxlen=0)
 
 
 class FeatureWriter:

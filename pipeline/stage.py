@@ -150,17 +150,23 @@ class Stage(ABC):
         where the stage is `shared`.
         """
         folder = self.folder(run)
-        with self._held(run, folder):
+        with self.held(run):
             if self.shared and (made := self.recall(run)):  # while this one waited
                 return made
             start = time.perf_counter()
             facts = self.compute(run, folder)
-            seconds = round(time.perf_counter() - start, 2)
-            record = {"stage": self.name, "format": self.format, "seconds": seconds, "facts": facts}
-            write_json(folder / "done.json", record)
-        return Result(folder, facts, seconds, reused=False)
+            return self.keep(folder, facts, time.perf_counter() - start)
 
-    def _held(self, run: Run, folder: Path) -> AbstractContextManager[None]:
+    def keep(self, folder: Path, facts: Facts, seconds: float) -> Result:
+        """Writes down that the result in `folder` is finished. seconds: that it took."""
+        result = Result(folder, facts, round(seconds, 2), reused=False)
+        record = {"stage": self.name, "format": self.format, "seconds": result.seconds, "facts": facts}
+        write_json(folder / "done.json", record)
+        return result
+
+    def held(self, run: Run) -> AbstractContextManager[None]:
+        """The folder of the result, made and held for this process."""
+        folder = self.folder(run)
         if not self.shared:
             return exclusive(folder, f"{self.name} stage")
         folder.mkdir(parents=True, exist_ok=True)
