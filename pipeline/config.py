@@ -64,6 +64,9 @@ class SampleConfig(Record):
     after the training, of the power-function averages among train.ema and train.also_averaged as they were at each
     checkpoint; keep two, of widths 0.05 and 0.1 (Karras et al. 2024, section 3.2)."""
 
+    shards: Annotated[bool, Resource] = False
+    """Write the drawn images as webdataset tars, too: PNG, class and seed, a tar for each chunk, with an index."""
+
     @property
     def execution(self) -> Execution:
         """How the network is executed."""

@@ -98,6 +98,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     """The lines under the closing table."""
     return measured(run) | {
         "model": f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}",
+        **({"samples as tars": str(run.results["shards"].folder)} if "shards" in run.results else {}),
         "pictures": str(run.folder / "samples.png"),
         "report": str(run.folder / REPORT),
         "summary": str(run.folder / SUMMARY),
