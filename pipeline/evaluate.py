@@ -171,6 +171,8 @@ def _copy_rate(real: RealFeatures, generated: "FeatureSet", folder: Path) -> "Sc
 
     if not generated.statistics.finite:
         return Score(None, "features are not finite: the weights lack this layer")
+    if not real.images["train"]:
+        return Score(None, "the features of the training images were not taken: evaluate.reference stands in for them")
     neighbours = min(_NEIGHBOURS, real.images["train"])
     of_samples = nearest(generated.subset, real.pools("train"), neighbours)
     closest = np.argsort(of_samples.distances[:, 0], kind="stable")[:_CLOSEST]

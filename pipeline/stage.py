@@ -69,7 +69,9 @@ class Run:
     def key(self) -> str:
         """Digest of all that decides the run's results and can be known beforehand."""
         start = [self.warm_start.digest] if self.warm_start else []
-        return digest([identity(self.config), self.config.data.source.fingerprint(), *start])
+        reference = self.config.evaluate.reference_digest()
+        given = [] if reference is None else [reference]
+        return digest([identity(self.config), self.config.data.source.fingerprint(), *start, *given])
 
     @property
     def folder(self) -> Path:

@@ -67,6 +67,8 @@ def measured(run: Run) -> dict[str, str]:
     facts = {name: _shown(scores[name], f"{_uncertainty(scores, name)}of {images:,} samples; lower is better")}
     if name in evaluated["reasons"]:
         facts[name] = f"not available: {evaluated['reasons'][name]}"
+    if run.config.evaluate.reference is not None:
+        facts["compared with"] = f"the statistics in {run.config.evaluate.reference}"
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
