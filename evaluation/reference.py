@@ -73,7 +73,14 @@ def read_reference(path: Path, expected: ReferenceKey | None = None) -> StoredRe
 
 
 def import_reference(theirs: Path, path: Path) -> StoredReference:
-    """Make our file of one that pytorch-fid, clean-fid or EDM made, where what they do not say is marked unknown.
+    """Make our file of one that pytorch-fid, clean-fid, EDM or ADM made, as `read_foreign` reads it."""
+    stored = read_foreign(theirs)
+    write_reference(path, *stored)
+    return stored
+
+
+def read_foreign(theirs: Path) -> StoredReference:
+    """What pytorch-fid, clean-fid, EDM or ADM counted, where what they do not say is marked unknown.
 
     The statistics' own digest takes the place of the data's, so no two imported references pass for one another.
     """
@@ -86,20 +93,24 @@ def import_reference(theirs: Path, path: Path) -> StoredReference:
         ),
         extractor=ExtractorIdentity(kind=UNKNOWN, layer=str(mu.size), digest=UNKNOWN, resize="unknown"),
     )
-    statistics = Statistics(mu, sigma, None)
-    write_reference(path, statistics, key)
-    return StoredReference(statistics, key)
+    return StoredReference(Statistics(mu, sigma, None), key)
 
 
-def open_reference(path: Path, imported: Path, extractor: ExtractorIdentity) -> StoredReference:
-    """Ours, verified, which must be of this extractor; or one that others made, as `import_reference` writes it."""
-    if "key" not in _names(path):
-        return import_reference(path, imported)
-    stored = read_reference(path)
+def open_reference(path: Path) -> StoredReference:
+    """Ours, verified, or one that others made. EvaluationError where it is neither."""
+    return read_reference(path) if "key" in _names(path) else read_foreign(path)
+
+
+def check_extractor(path: Path, stored: StoredReference, extractor: ExtractorIdentity, features: int) -> None:
+    """EvaluationError unless the statistics of this file may be of this extractor, which makes so many features."""
     wrong = differing(extractor.model_dump(mode="json"), stored.key.extractor.model_dump(mode="json"))
     if wrong and stored.key.reference.split != UNKNOWN:
         raise EvaluationError(f"{path}: made by another extractor; expected against found: {'; '.join(wrong)}")
-    return stored
+    if (size := stored.statistics.mu.size) != features:
+        raise EvaluationError(
+            f"{path}: statistics of {size} features, and {extractor.kind}, layer {extractor.layer}, makes {features}; "
+            f"name a file of this extractor, or set evaluate.extractor to the one that made it"
+        )
 
 
 def _names(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys
     "guide": "train the classifier that guides sampling, where one is asked for, after all that comes before",
     "reference": "take the features of the real images, after all that comes before",
     "sample": "draw images, after all that comes before",
+    "shards": "write the drawn images as webdataset tars, where sample.shards asks for it, after all that comes before",
     "evaluate": "score the images, after all that comes before",
     "register": "register the model, after all that comes before",
 }

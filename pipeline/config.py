@@ -1,6 +1,7 @@
 """The schema of a run file: these records are the YAML, its checks, its help text and the objects that do the work."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,7 @@ from model import (
 )
 from model import Path as GaussianPath  # not a file's
 
+from .files import sha256_of
 from .gate import Gate
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
@@ -65,6 +67,9 @@ class SampleConfig(Record):
     after the training, of the power-function averages among train.ema and train.also_averaged as they were at each
     checkpoint; keep two, of widths 0.05 and 0.1 (Karras et al. 2024, section 3.2)."""
 
+    shards: Annotated[bool, Resource] = False
+    """Write the drawn images as webdataset tars, too: PNG, class and seed, a tar for each chunk, with an index."""
+
     @property
     def execution(self) -> Execution:
         """How the network is executed."""
@@ -80,8 +85,19 @@ class EvaluateConfig(Record):
     """Keep the features of all images in memory while they are scored, 4 bytes for each number, to score by the very
     arithmetic of torch-fidelity; false: fold them into moments chunk by chunk, which is the same to rounding, for sets
     that memory does not hold."""
+    reference: Path | None = None
+    """Statistics to compare with in place of the training images': an .npz of mu and sigma that this program,
+    pytorch-fid, clean-fid, EDM or ADM has written, by the same extractor. Scores that compare images one by one are
+    null then. null: compare with the training images."""
     likelihoods: tuple[Likelihood, ...] = ()
     """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
+
+    def reference_digest(self) -> str | None:
+        """sha256 of the file of `reference`; empty where there is no file, None where none is named."""
+        if self.reference is None:
+            return None
+        file = self.reference.expanduser()
+        return sha256_of(file) if file.is_file() else ""
 
 
 class RegisterConfig(Record):

@@ -5,6 +5,7 @@ here.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from evaluation import ExtractorIdentity, Protocol
 from model import default_label
 
+from .chunks import Chunks
 from .features import Batch, Extraction, FeatureFiles
 from .files import write_arrays, write_json
 from .keyroles import identity
 from .likelihood import measure
 from .reference import RealFeatures, extraction_of, reference_key, reference_statistics, write_missing
-from .sample import Chunks
 from .stage import Facts, Run, Stage
 
 if TYPE_CHECKING:
@@ -51,12 +52,16 @@ class Evaluate(Stage):
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        extraction = extraction_of(run)
-        sampled = run.results["sample"]
-        chunks = Chunks(sampled.folder, run.config.sample, sampled.facts["device_type"])
-        files = chunks.features(extraction.digest)
+        extraction, features = extraction_of(run), SampleFeatures.of(run)
+        chunks, files = features.chunks, features.files
         write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
-        return _score(run, SampleFeatures(chunks, files), folder)
+        return _score(run, features, folder)
+
+    def needs_actors(self, run: Run) -> bool:
+        """Whether actors have something to do before it can be scored: features do not all lie beside the images."""
+        features = SampleFeatures.of(run)
+        there = all(features.files.path(batch).exists() for batch in features.chunks.batches())
+        return not there or bool(run.config.evaluate.likelihoods)
 
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
@@ -86,6 +91,12 @@ class SampleFeatures:
     chunks: Chunks
     files: FeatureFiles
 
+    @classmethod
+    def of(cls, run: Run) -> "SampleFeatures":
+        """By the extractor that the images of this run are scored with."""
+        chunks = Chunks.of(run)
+        return cls(chunks, chunks.features(extraction_of(run).digest))
+
     @property
     def images(self) -> int:
         """Of the whole set."""
@@ -110,6 +121,7 @@ class SampleFeatures:
             blank += int((pixels == pixels[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         return blank / self.images
 
+    @cached_property
     def logits(self) -> NDArray[np.float32]:
         """What a classifier says of all images. -> [N, K]."""
         return np.concatenate([part.logits for part in self.files.parts(self.chunks.batches())])
@@ -132,7 +144,7 @@ def _score(run: Run, samples: SampleFeatures, folder: Path) -> Facts:
     seeds = run.config.sample.seed + torch.arange(samples.images)
     asked = default_label(spec, run.config.sample.guidance, seeds)
     if asked is not None and extractor.kind == "classifier":
-        found["class_agreement"] = scores.class_agreement(samples.logits(), asked)
+        found["class_agreement"] = scores.class_agreement(samples.logits, asked)
     likelihoods = run.config.evaluate.likelihoods
     found |= {name: scores.Score(value) for name, value in measure(run, likelihoods, folder).items()}
     protocol = Protocol(
@@ -168,6 +180,8 @@ def _copy_rate(real: RealFeatures, generated: "FeatureSet", folder: Path) -> "Sc
 
     if not generated.statistics.finite:
         return Score(None, "features are not finite: the weights lack this layer")
+    if not real.images["train"]:
+        return Score(None, "the features of the training images were not taken: evaluate.reference stands in for them")
     neighbours = min(_NEIGHBOURS, real.images["train"])
     of_samples = nearest(generated.subset, real.pools("train"), neighbours)
     closest = np.argsort(of_samples.distances[:, 0], kind="stable")[:_CLOSEST]
@@ -206,7 +220,7 @@ def _beside_real_images(
         as_many = feature_statistics(samples.first(count))
         found[f"{distance}_as_many_samples"] = scores.frechet_distance(as_many, reference)
     if extractor.kind == "classifier":
-        drawn, held = scores.class_report(samples.logits()), scores.class_report(heldout.logits)
+        drawn, held = scores.class_report(samples.logits), scores.class_report(heldout.logits)
         found["confidence_samples"] = scores.Score(drawn.mean_confidence)
         found["confidence_heldout"] = scores.Score(held.mean_confidence)
         found["classes_present"] = scores.Score(float(drawn.classes_present))

@@ -8,7 +8,7 @@ more than once, also at the same time, and must leave the same result each time.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 
@@ -16,8 +16,19 @@ from evaluation import EvaluationError
 
 from .cluster import Cluster
 from .errors import ClusterError, PipelineError
+from .stage import Run
+
+
+class OfImages(Protocol):
+    """A task that is done for some images."""
+
+    @property
+    def images(self) -> int:
+        """How many."""
+
 
 Task = TypeVar("Task")
+ImageTask = TypeVar("ImageTask", bound=OfImages)
 
 _RESTARTS = 3  # of an actor, and of a task on it
 _GRACE_S = 10.0  # for tasks that others have done already; of one that is cut short Ray complains on the terminal
@@ -129,6 +140,29 @@ def fan_out(pool: ActorPool, tasks: Sequence[Task], method: str, stage: str, tim
             yield tasks[number]
     if running:
         ray.wait(list(running), num_returns=len(running), timeout=_GRACE_S)
+
+
+@contextmanager
+def images_on_actors(
+    run: Run, stage: str, method: str, tasks: Sequence[ImageTask], images: int, actor: type, *arguments: Any
+) -> Iterator[Iterator[ImageTask]]:
+    """Actors of this class, ready to work, and the tasks as they get done by them; the terminal shows how far all is.
+
+    images: of all tasks, those that were done earlier too. arguments: what actors are made with. Errors are those of
+    `actor_pool` and `fan_out`.
+    """
+    with (
+        run.terminal.progress(images, "images") as progress,
+        actor_pool(run.joined, run.samplers(len(tasks)), actor, *arguments) as pool,
+    ):
+        progress.update(images - sum(task.images for task in tasks))
+
+        def done() -> Iterator[ImageTask]:
+            for task in fan_out(pool, tasks, method, stage, run.config.cluster.task_timeout_s):
+                progress.update(progress.done + task.images)
+                yield task
+
+        yield done()
 
 
 def _is_lost(reference: Any) -> bool:

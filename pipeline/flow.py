@@ -20,13 +20,14 @@ from .preview import PREVIEWS
 from .reference import Reference
 from .register import CONFIG, Register
 from .sample import Sample
+from .sample_shards import SampleShards
 from .stage import Run, Stage
 from .summary import close
 from .terminal import StageReport, Terminal
 from .train import Train
 from .trained_model import ModelFolders
 
-FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Reference(), Sample(), Evaluate(), Register())
+FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Reference(), Sample(), SampleShards(), Evaluate(), Register())
 STAGES = tuple(stage.name for stage in FLOW)
 
 

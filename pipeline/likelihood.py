@@ -4,6 +4,7 @@ A batch is one file, whole or absent. What was measured is kept under a key of a
 differ only in sampler, guidance or number of samples find it again.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from evaluation.curves import bound_terms, rate_distortion_curve
 from model import NO_GUIDANCE
 
 from .errors import DataError, TrainingError
-from .fan_out import actor_pool, fan_out
+from .fan_out import images_on_actors
+from .features import Batch, batches
 from .files import digest, in_turn, read_arrays, write_arrays
 from .keyroles import identity
 from .reader import ShardReader
@@ -45,31 +47,31 @@ class LikelihoodWork:
     """Always the same, since rounding may depend on the batch."""
 
     @property
-    def batches(self) -> range:
-        """Batch numbers, from 0."""
-        return range(-(-self.likelihood.images // self.batch_images))
+    def batches(self) -> list[Batch]:
+        """All batches, in order; the last one may be smaller."""
+        return list(batches(self.likelihood.split, self.likelihood.images, self.batch_images))
 
-    def numbers(self, batch: int) -> NDArray[np.int64]:
+    def numbers(self, batch: Batch) -> NDArray[np.int64]:
         """Positions in the split of this batch's images. int64 [n]."""
-        return np.arange(batch * self.batch_images, min((batch + 1) * self.batch_images, self.likelihood.images))
+        start = batch.number * self.batch_images
+        return np.arange(start, start + batch.images)
 
-    def path(self, batch: int) -> Path:
+    def path(self, batch: Batch) -> Path:
         """Where its results are, or are to be."""
-        return self.folder / f"batch-{batch:06d}.npz"
+        return self.folder / f"batch-{batch.number:06d}.npz"
 
-    def read(self, batch: int) -> Results:
+    def read(self, batch: Batch) -> Results:
         """The results of this batch. DataError unless there is a whole file of as many images."""
         names, remedy = self.likelihood.results, "run the same command again, it measures them anew"
         try:
             found = dict(zip(names, read_arrays(self.path(batch), *names), strict=True))
         except DataError as error:
             raise DataError(f"{error}; {remedy}") from None
-        images, expected = len(found["bits"]), len(self.numbers(batch))
-        if images != expected:
-            raise DataError(f"{self.path(batch)}: {images} images, expected {expected}; {remedy}")
+        if (images := len(found["bits"])) != batch.images:
+            raise DataError(f"{self.path(batch)}: {images} images, expected {batch.images}; {remedy}")
         return found
 
-    def is_whole(self, batch: int) -> bool:
+    def is_whole(self, batch: Batch) -> bool:
         """Whether the batch has been measured."""
         try:
             self.read(batch)
@@ -96,7 +98,7 @@ class LikelihoodWriter:
     def ready(self) -> None:
         """Returns once the model is loaded."""
 
-    def write(self, batch: int) -> None:
+    def write(self, batch: Batch) -> None:
         """Measures and writes one batch."""
         numbers, likelihood = self.work.numbers(batch), self.work.likelihood
         images = torch.from_numpy(self.reader.read(numbers)).to(self.device)
@@ -178,14 +180,6 @@ def _write(run: Run, work: LikelihoodWork) -> None:
     missing = [batch for batch in work.batches if not work.is_whole(batch)]
     if not missing:
         return
-    done = work.likelihood.images - sum(len(work.numbers(batch)) for batch in missing)
-    samplers = run.samplers(len(missing))
-    with (
-        run.terminal.progress(work.likelihood.images, "images") as progress,
-        actor_pool(run.joined, samplers, LikelihoodWriter, work, run.threads) as pool,
-    ):
-        progress.update(done)
-        stage = f"evaluate, likelihood {work.likelihood.kind}"
-        for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
-            done += len(work.numbers(batch))
-            progress.update(done)
+    stage, images = f"evaluate, likelihood {work.likelihood.kind}", work.likelihood.images
+    with images_on_actors(run, stage, "write", missing, images, LikelihoodWriter, work, run.threads) as written:
+        deque(written, maxlen=0)

@@ -76,7 +76,7 @@ def _score(run: Run, theirs: Run, statistics: Path | None) -> Path:
     """Takes the features that are missing and writes the scores."""
     from evaluation import scores
     from evaluation.feature_set import FeatureSet
-    from evaluation.reference import ReferenceKey, open_reference
+    from evaluation.reference import ReferenceKey, check_extractor, open_reference
 
     prepared, reference = theirs.results["prepare"], run.results["reference"]
     images = prepared.facts["train_images"]
@@ -94,9 +94,10 @@ def _score(run: Run, theirs: Run, statistics: Path | None) -> Path:
     if statistics is None:
         found = scores.score(against.extractor, whole, reference_statistics(run), RealFeatures.of(run).subset())
     else:
-        given, of = open_reference(statistics, folder / "statistics.npz", against.extractor)
-        found = scores.score(against.extractor, whole, given)
-        against = ReferenceKey(reference=of.reference, extractor=against.extractor)
+        stored = open_reference(statistics)
+        check_extractor(statistics, stored, against.extractor, whole.statistics.mu.size)
+        found = scores.score(against.extractor, whole, stored.statistics)
+        against = ReferenceKey(reference=stored.key.reference, extractor=against.extractor)
     record: dict[str, Any] = {
         "images": images,
         "data_digest": prepared.facts["data_digest"],

@@ -36,7 +36,8 @@ def plan(config: Config) -> dict[str, str]:
         **({"warm start": str(run.warm_start)} if run.warm_start else {}),
         "sample": f"{sample.images:,} images by {sample.sampler.kind}, {_evaluations(config)}, in chunks of "
         f"{sample.chunk_images}",
-        "evaluate": f"{config.evaluate.extractor.kind} features",
+        "evaluate": f"{config.evaluate.extractor.kind} features, against those of "
+        f"{config.evaluate.reference or 'the training images'}",
         "register": config.register_.model_name,
         "cluster": f"{config.cluster.address}, {config.cluster.cpus_per_worker} CPU for each process, "
         f"device {config.cluster.device}",

@@ -4,6 +4,7 @@ makes them, where one is to be trained on these data.
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from evaluation import (
 )
 from evaluation import Reference as ReferenceImages
 
-from .fan_out import actor_pool, awaited, fan_out
+from .fan_out import awaited, images_on_actors
 from .features import Batch, Extraction, FeatureFiles, batches, extractor_identity
 from .files import sha256_of, write_json
 from .reader import ShardReader
@@ -53,38 +54,61 @@ class Reference(Stage):
     shared = True
 
     def identity(self, run: Run) -> Any:
+        given = run.config.evaluate.reference_digest()
         return {
             "extractor": extractor_identity(run.config.evaluate.extractor),
             "data": run.results["prepare"].facts["data_digest"],
             "batch_images": BATCH_IMAGES,
             "keep_features": run.config.evaluate.keep_features,
+            **({} if given is None else {"given": given}),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        from evaluation.reference import write_reference  # which brings torch-fidelity
-
         prepared = run.results["prepare"]
         images = RealImages(prepared.folder, run.config.data.shard_cache)
         extraction = _extraction(run, images, folder)
         files = FeatureFiles(folder, extraction.digest, run.joined.device_type)
-        real = RealFeatures(files, {split: prepared.facts[f"{split}_images"] for split in _SPLITS})
+        count: dict[Split, int] = {split: prepared.facts[f"{split}_images"] for split in _SPLITS}
+        given = run.config.evaluate.reference
+        if given is not None:  # then a few tell what the extractor makes
+            count["train"] = min(count["train"], BATCH_IMAGES)
+        real = RealFeatures(files, count)
         take_features(run, self.name, extraction, real, images)
         extractor = ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text())
-        statistics = real.statistics(run.config.evaluate.keep_features)
-        if statistics.finite:
-            write_reference(folder / STATISTICS, statistics, _key(run, extractor, real.images["train"]))
-        return {
-            "extractor": extractor.model_dump(),
-            "device_type": files.device_type,
-            "features": statistics.mu.size,
-            "finite": statistics.finite,
-            **{f"{split}_images": images for split, images in real.images.items()},
-        }
+        facts = {"extractor": extractor.model_dump(), "device_type": files.device_type, **_counts(count)}
+        if given is not None:
+            return facts | _counts({"train": 0}) | _keep_given(given.expanduser(), folder, real, extractor)
+        return facts | _keep_statistics(run, folder, real, extractor)
 
     def figure(self, facts: Facts) -> str:
-        return (
+        found = (
             f"{facts['extractor']['kind']} features of {facts['train_images'] + facts['heldout_images']:,} real images"
         )
+        return found if "given" not in facts else f"{found}, and the statistics of evaluate.reference"
+
+
+def _counts(images: Mapping[Split, int]) -> Facts:
+    return {f"{split}_images": count for split, count in images.items()}
+
+
+def _keep_statistics(run: Run, folder: Path, real: "RealFeatures", extractor: ExtractorIdentity) -> Facts:
+    """Of the training images' features; none are written where the extractor's weights lack them."""
+    from evaluation.reference import write_reference  # which brings torch-fidelity
+
+    statistics = real.statistics(run.config.evaluate.keep_features)
+    if statistics.finite:
+        write_reference(folder / STATISTICS, statistics, _key(run, extractor, real.images["train"]))
+    return {"features": statistics.mu.size, "finite": statistics.finite}
+
+
+def _keep_given(path: Path, folder: Path, real: "RealFeatures", extractor: ExtractorIdentity) -> Facts:
+    """Statistics from elsewhere. EvaluationError unless they may be of this extractor."""
+    from evaluation.reference import check_extractor, open_reference, write_reference
+
+    stored, features = open_reference(path), next(real.pools("train")).shape[1]
+    check_extractor(path, stored, extractor, features)
+    write_reference(folder / STATISTICS, *stored)
+    return {"features": features, "finite": True, "given": stored.key.reference.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -113,16 +137,11 @@ def write_missing(
     writer: the actors' class, which is made with these arguments and the number of threads.
     """
     missing = [batch for batch in wanted if files.read(batch) is None]
-    total = sum(batch.images for batch in wanted)
-    done = total - sum(batch.images for batch in missing)
-    with (
-        run.terminal.progress(total, "images") as progress,
-        actor_pool(run.joined, run.samplers(len(missing)), writer, *arguments, run.threads) as pool,
-    ):
-        progress.update(done)
-        for batch in fan_out(pool, missing, "write", stage, run.config.cluster.task_timeout_s):
-            done += batch.images
-            progress.update(done)
+    if not missing:
+        return
+    images = sum(batch.images for batch in wanted)
+    with images_on_actors(run, stage, "write", missing, images, writer, *arguments, run.threads) as written:
+        deque(written, maxlen=0)
 
 
 class FeatureWriter:
@@ -186,10 +205,15 @@ class RealFeatures:
         """Those that distances are taken of, batch by batch. Each [n, D]."""
         return (part.pool for part in self.parts(split))
 
-    def subset(self) -> NDArray[np.float32]:
-        """Of the training images that stand for all where a score takes too long otherwise. -> [M, D]."""
+    def subset(self) -> NDArray[np.float32] | None:
+        """Of the training images that stand for all where a score takes too long otherwise. -> [M, D].
+
+        None where `evaluate.reference` stands in for them.
+        """
         from evaluation.feature_set import subset_of
 
+        if not self.images["train"]:
+            return None
         chosen, start, found = subset_of(self.images["train"]), 0, []
         for pool in self.pools("train"):
             first, last = np.searchsorted(chosen, [start, start + len(pool)])
@@ -205,9 +229,14 @@ class RealFeatures:
 
 
 def reference_key(run: Run) -> "ReferenceKey":
-    """What the statistics are of: the whole training set, as it is and not mirrored."""
+    """What the statistics are of: the whole training set, not mirrored, or what `evaluate.reference` says."""
+    from evaluation.reference import ReferenceKey
+
     facts = run.results["reference"].facts
-    return _key(run, ExtractorIdentity.model_validate(facts["extractor"]), facts["train_images"])
+    extractor = ExtractorIdentity.model_validate(facts["extractor"])
+    if "given" in facts:
+        return ReferenceKey(reference=ReferenceImages.model_validate(facts["given"]), extractor=extractor)
+    return _key(run, extractor, facts["train_images"])
 
 
 def reference_statistics(run: Run) -> "Statistics":

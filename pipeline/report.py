@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evaluation.report import Picture, Section, page
 
@@ -47,15 +47,22 @@ def _headline(run: Run) -> tuple[str, str]:
     """The score that decides, and what it was measured on."""
     evaluated, sampled = run.results["evaluate"].facts, run.results["sample"].facts
     name, protocol = evaluated["primary_score"], read_json(run.results["evaluate"].folder / PROTOCOL)
-    images, split = protocol["reference"]["images"], protocol["reference"]["split"]
     measured_on = (
         f"{sampled['images']:,} images drawn by {run.config.sample.sampler.kind} in "
-        f"{sampled['network_evaluations']:,.4g} network evaluations each, against {images:,} {split} images of "
-        f"{run.config.data.source.kind}, by {evaluated['extractor']['kind']} features; lower is better."
+        f"{sampled['network_evaluations']:,.4g} network evaluations each, against "
+        f"{_reference(run, protocol)}, by {evaluated['extractor']['kind']} features; lower is better."
     )
     if (reason := evaluated["reasons"].get(name)) is not None:
         measured_on = f"{reason}. {measured_on}"
     return f"{name} {_value(evaluated['scores'], name)}", measured_on
+
+
+def _reference(run: Run, protocol: Any) -> str:
+    """What the samples were compared with."""
+    if run.config.evaluate.reference is not None:
+        return f"the statistics in {run.config.evaluate.reference.name}"
+    reference = protocol["reference"]
+    return f"{reference['images']:,} {reference['split']} images of {run.config.data.source.kind}"
 
 
 def _value(scores: dict[str, float | None], name: str) -> str:

@@ -11,6 +11,7 @@ from evaluation.curves import loss_curve, path_curves
 from evaluation.pictures import denoising_strip, headed_rows, image_grid, noising_strip, real_and_generated
 from model import default_label
 
+from .chunks import Chunks
 from .curve import read_curve
 from .drawing import noised
 from .errors import DataError
@@ -18,8 +19,6 @@ from .evaluate import CLOSEST, SampleFeatures
 from .files import read_arrays
 from .likelihood import draw_likelihoods
 from .reader import ShardReader
-from .reference import extraction_of
-from .sample import Chunks
 from .stage import Run
 
 _GRID_IMAGES, _GRID_COLUMNS, _BESIDE_IMAGES, _BESIDE_COLUMNS = 100, 10, 48, 6
@@ -31,8 +30,7 @@ _LONGEST_NAME = 20  # letters of a class's, beside its row
 
 def draw_pictures(run: Run) -> list[Path]:
     """PNG files, but for those that cannot be drawn: no features tell of classes, or earlier code sampled."""
-    sample = run.results["sample"]
-    chunks = Chunks(sample.folder, run.config.sample, sample.facts["device_type"])
+    chunks = Chunks.of(run)
     reader = ShardReader(run.index, "train", "none", run.config.data.shard_cache)
     scored = run.results["evaluate"].folder
     return [
@@ -57,7 +55,7 @@ def _draw_samples(folder: Path, chunks: Chunks, reader: ShardReader) -> Iterator
 
 def _draw_classes(run: Run, chunks: Chunks) -> Iterator[Path]:
     """A row of samples for each class: of those that were asked to be of it, else those that a classifier takes so."""
-    told = _classes_of_samples(run, chunks)
+    told = _classes_of_samples(run)
     if told is None:
         return
     labels, classes = told
@@ -72,7 +70,7 @@ def _draw_classes(run: Run, chunks: Chunks) -> Iterator[Path]:
     yield run.folder / "classes.png"
 
 
-def _classes_of_samples(run: Run, chunks: Chunks) -> tuple[NDArray[np.int64], int] | None:
+def _classes_of_samples(run: Run) -> tuple[NDArray[np.int64], int] | None:
     """The class of each sample, and how many there are; None where nothing tells."""
     sample, spec = run.config.sample, run.config.spec
     seeds = sample.seed + torch.arange(sample.images)
@@ -81,7 +79,7 @@ def _classes_of_samples(run: Run, chunks: Chunks) -> tuple[NDArray[np.int64], in
     if run.results["reference"].facts["extractor"]["kind"] != "classifier":
         return None
     try:
-        logits = SampleFeatures(chunks, chunks.features(extraction_of(run).digest)).logits()
+        logits = SampleFeatures.of(run).logits
     except DataError:  # the scores are known; someone may have made room
         return None
     return logits.argmax(axis=1), logits.shape[1]

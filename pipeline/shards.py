@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from webdataset import ShardWriter
 
 from .errors import DataError
 from .files import read_json, sha256_of, write_json
@@ -29,6 +27,7 @@ from .source_images import SourceImages, named_classes
 from .sources import DataConfig, ImageFolder, Shards, Stream, can_grow
 from .stream import reference_images
 from .tar_members import TarSample, read_samples
+from .tar_writer import write_tar
 
 OnProgress = Callable[[int, int], None]
 """Called with images done and images in all, from time to time."""
@@ -281,28 +280,19 @@ def _write_tar(
     form: ShardFormat,
     tick: Callable[[], None],
 ) -> Path:
-    """One shard, durable when this returns. The same images give the same bytes: no times, no user names."""
+    """One shard of these images."""
     indices: list[int] = ids.tolist()
-    with ShardWriter(
-        str(folder).replace("%", "%%") + f"/{name}-%06d.tar",
-        start_shard=number,
-        maxcount=len(indices),
-        maxsize=math.inf,
-        verbose=0,
-        encoder=False,
-        mtime=0,
-        user="",
-        group="",
-    ) as writer:
+
+    def samples() -> Iterator[dict[str, str | bytes]]:
         encoded = in_order(lambda index: encode(images.read(index), form), indices)
         for index, content in zip(indices, encoded, strict=True):
             label = int(images.labels[index])
             classes = {} if label < 0 else {"cls": str(label).encode()}
-            writer.write({"__key__": f"{index:08d}", form: content, **classes})
+            yield {"__key__": f"{index:08d}", form: content, **classes}
             tick()
+
     tar = folder / f"{name}-{number:06d}.tar"
-    with tar.open("rb") as file:
-        os.fsync(file.fileno())
+    write_tar(tar, samples())
     return tar
 
 

@@ -70,7 +70,9 @@ class Run:
         """Digest of all that decides the run's results and can be known beforehand."""
         start = [self.warm_start.digest] if self.warm_start else []
         base = [sha256_of(self.base / MANIFEST)] if self.base else []
-        return digest([identity(self.config), self.config.data.source.fingerprint(), *start, *base])
+        reference = self.config.evaluate.reference_digest()
+        given = [] if reference is None else [reference]
+        return digest([identity(self.config), self.config.data.source.fingerprint(), *start, *base, *given])
 
     @cached_property
     def base(self) -> Path | None:
@@ -159,17 +161,23 @@ class Stage(ABC):
         where the stage is `shared`.
         """
         folder = self.folder(run)
-        with self._held(run, folder):
+        with self.held(run):
             if self.shared and (made := self.recall(run)):  # while this one waited
                 return made
             start = time.perf_counter()
             facts = self.compute(run, folder)
-            seconds = round(time.perf_counter() - start, 2)
-            record = {"stage": self.name, "format": self.format, "seconds": seconds, "facts": facts}
-            write_json(folder / "done.json", record)
-        return Result(folder, facts, seconds, reused=False)
+            return self.keep(folder, facts, time.perf_counter() - start)
 
-    def _held(self, run: Run, folder: Path) -> AbstractContextManager[None]:
+    def keep(self, folder: Path, facts: Facts, seconds: float) -> Result:
+        """Writes down that the result in `folder` is finished. seconds: that it took."""
+        result = Result(folder, facts, round(seconds, 2), reused=False)
+        record = {"stage": self.name, "format": self.format, "seconds": result.seconds, "facts": facts}
+        write_json(folder / "done.json", record)
+        return result
+
+    def held(self, run: Run) -> AbstractContextManager[None]:
+        """The folder of the result, made and held for this process."""
+        folder = self.folder(run)
         if not self.shared:
             return exclusive(folder, f"{self.name} stage")
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,8 @@ def measured(run: Run) -> dict[str, str]:
     facts = {name: _shown(scores[name], f"{_uncertainty(scores, name)}of {images:,} samples; lower is better")}
     if name in evaluated["reasons"]:
         facts[name] = f"not available: {evaluated['reasons'][name]}"
+    if run.config.evaluate.reference is not None:
+        facts["compared with"] = f"the statistics in {run.config.evaluate.reference}"
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
@@ -99,6 +101,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
     """The lines under the closing table."""
     return measured(run) | {
         "model": f"models:/{summary['model_name']}/{summary['model_version']}; {summary['verdict']}",
+        **({"samples as tars": str(run.results["shards"].folder)} if "shards" in run.results else {}),
         "pictures": str(run.folder / "samples.png"),
         "report": str(run.folder / REPORT),
         "summary": str(run.folder / SUMMARY),

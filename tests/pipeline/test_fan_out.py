@@ -15,12 +15,13 @@ from evaluation import Classifier, save_classifier
 from evaluation.classifier import Architecture, ClassifierNetwork
 from model import DDIM, DDPMUNet, ModelSpec, VPCosine
 from pipeline.checkpoint import SPEC, WEIGHTS
+from pipeline.chunks import Chunks, ChunkTask
 from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig, SampleConfig
+from pipeline.drawer import Drawer, Equipment
 from pipeline.fan_out import actor_pool, fan_out
 from pipeline.features import Extraction
 from pipeline.files import read_arrays, sha256_of
-from pipeline.sample import Chunks, Drawer
 from pipeline.trained_model import ModelFolders
 
 from .trainings import kill
@@ -109,11 +110,12 @@ def draw(cluster: Cluster, folder: Path, actors: int, order: list[int], extracti
     """The set drawn by so many actors, of which some are killed on the way. -> its fingerprint."""
     config = SampleConfig(images=59, chunk_images=5, sampler=DDIM(steps=20, eta=1))
     chunks = Chunks(folder, config, "cpu")
-    arguments = (save_model(folder), chunks, 1, extraction)
-    with actor_pool(cluster, (actors, actors), Drawer, *arguments) as pool, ThreadPoolExecutor(1) as elsewhere:
+    equipment = Equipment.of(config, save_model(folder), "cpu", extraction)
+    with actor_pool(cluster, (actors, actors), Drawer, equipment, 1) as pool, ThreadPoolExecutor(1) as elsewhere:
         killed = elsewhere.submit(kill_some, folder, deaths)
-        again = order[:3]  # duplicates
-        assert sorted(fan_out(pool, [*order, *again], "draw", "sample", WAIT_S)) == sorted([*order, *again])
+        tasks = [ChunkTask(chunks, number) for number in [*order, *order[:3]]]  # the last ones are duplicates
+        drawn = [task.number for task in fan_out(pool, tasks, "draw", "sample", WAIT_S)]
+        assert sorted(drawn) == sorted(task.number for task in tasks)
         killed.result()
     return fingerprint(chunks, extraction.digest)
 

@@ -103,11 +103,12 @@ def test_results_are_of_the_trained_model_and_of_these_images_in_order(tmp_path:
 def test_damaged_and_short_batches_are_measured_again(tmp_path: Path) -> None:
     work = measured(_work(run_in(tmp_path), BOUND))
     assert all(map(work.is_whole, work.batches))
-    work.path(0).write_bytes(work.path(0).read_bytes()[:-30])
-    work.path(1).write_bytes(work.path(2).read_bytes())
+    first, second, last = map(work.path, work.batches)
+    first.write_bytes(first.read_bytes()[:-30])
+    second.write_bytes(last.read_bytes())
     assert [work.is_whole(batch) for batch in work.batches] == [False, False, True]
     with pytest.raises(DataError, match=r"batch-000001\.npz: 1 images, expected 3; run the same command again"):
-        work.read(1)
+        work.read(work.batches[1])
     with pytest.raises(DataError, match=r"batch-000000\.npz: no whole file of bits, .*; run the same command again"):
         work.results()
 
@@ -151,8 +152,8 @@ def test_likelihoods_that_are_not_finite_are_refused_rather_than_written(tmp_pat
         f"likelihoods: {likelihood.kind}, {likelihood.split} images from 0: .*not finite.*; lower train.learning_rate"
     )
     with pytest.raises(TrainingError, match=match):
-        LikelihoodWriter(work, THREADS).write(0)
-    assert not work.path(0).exists()
+        LikelihoodWriter(work, THREADS).write(work.batches[0])
+    assert not work.path(work.batches[0]).exists()
 
 
 def test_curves_of_a_bound_are_kept_and_drawn(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 
 from evaluation import Features
 from pipeline.checkpoint import SPEC, WEIGHTS
+from pipeline.chunks import Chunks, ChunkTask
 from pipeline.config import Config
 from pipeline.curve import CURVE
+from pipeline.drawer import Drawer, Equipment
 from pipeline.evaluate import CLOSEST, PROTOCOL
 from pipeline.files import write_arrays, write_json
 from pipeline.prepare import Prepare
 from pipeline.report import write_report
 from pipeline.run_pictures import draw_pictures
-from pipeline.sample import Chunks, Drawer
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.trained_model import ModelFolders
@@ -63,9 +64,10 @@ def a_run(folder: Path, extractor: str = "classifier", **sections: Any) -> Run:
         weights_digest="f" * 64,
     )
     chunks = Chunks(drawn, run.config.sample, "cpu")
-    drawer = Drawer(ModelFolders(training, None, training / WEIGHTS), chunks, 1)
+    model = ModelFolders(training, None, training / WEIGHTS)
+    drawer = Drawer(Equipment.of(run.config.sample, model, "cpu"), 1)
     for chunk in range(chunks.count):
-        drawer.draw(chunk)
+        drawer.draw(ChunkTask(chunks, chunk))
     scored = finished(
         "evaluate",
         scores={"fid_a": 1.25, "fid_a_se": 0.03, "fid_a_bias_corrected": 1.2, "kid_a": None, "precision_a": 0.5},
@@ -123,7 +125,7 @@ def test_pictures_that_nothing_tells_of_are_left_out_with_their_sections(tmp_pat
 
 def test_neighbours_and_the_classes_that_a_classifier_sees_are_shown(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    chunks = Chunks(run.results["sample"].folder, run.config.sample, "cpu")
+    chunks = Chunks.of(run)
     seen = np.eye(CLASSES, dtype=np.float32)[np.arange(IMAGES) % 3]  # all samples look like one of three digits
     for batch, some in zip(chunks.batches(), np.array_split(seen, [10, 20]), strict=True):
         chunks.features("e" * 64).write(batch, Features(some, some))

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from ray._private.state import actors  # that of ray.util needs a dashboard
 from rich.console import Console
 
 from evaluation import curves
 from model import DDIM
+from pipeline.cluster import connected
 from pipeline.combinations import combine
-from pipeline.config import Config
+from pipeline.config import ClusterConfig, Config
 from pipeline.configfile import load
 from pipeline.errors import ConfigError
 from pipeline.mlflow_store import connect
-from pipeline.sweep import Point, Sweep, _show, _write
+from pipeline.sweep_points import Point, Sweep
+from pipeline.sweep_results import show, write
 from pipeline.terminal import Terminal
 
 from .commands import FILE_NAME, kill_when, new_folder, run_here
@@ -48,6 +51,12 @@ def done(verb: str, folder: Path, *overrides: str) -> str:
     return finished.stdout
 
 
+def models_loaded() -> int:
+    """How many actors that draw there have been on the cluster so far."""
+    with connected(ClusterConfig(address="auto")):
+        return sum(actor["ActorClassName"] == "Drawer" for actor in actors().values())
+
+
 def times_of_results(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("outputs/stages/*/done.json")}
 
@@ -60,6 +69,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 Swept = tuple[Path, str]
+
+
+def test_the_model_is_loaded_once_for_all_combinations_that_draw_in_one_arithmetic(swept: Swept) -> None:
+    before = models_loaded()
+    printed = done("sweep", swept[0], "sample.sampler.steps=1,2,3", "sample.precision=fp32,bf16", "name=once")
+    assert models_loaded() - before == 2
+    shown = [line.split(": ")[1] for line in printed.splitlines() if " of 6: " in line]
+    assert shown == [f"steps {steps}, precision {precision}" for precision in ("fp32", "bf16") for steps in (1, 2, 3)]
 
 
 def results(folder: Path) -> Path:
@@ -163,8 +180,8 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_fac
     folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
     kill_when(lambda: bool(list(folder.glob("outputs/stages/evaluate-*/done.json"))), "sweep", folder, SWEPT)
     before = times_of_results(folder)
-    assert len(before) == 5  # prepare, train, reference, and one combination's sample and evaluate
-    assert done("sweep", folder, SWEPT).count("found again") == 1
+    scored = len(list(folder.glob("outputs/stages/evaluate-*/done.json")))
+    assert done("sweep", folder, SWEPT).count("found again") == scored
     assert before.items() <= times_of_results(folder).items()
     figures = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]
     assert figures == [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(swept[0])]
@@ -223,7 +240,7 @@ def test_the_best_is_named_beside_as_few_real_images(tmp_path: Path) -> None:
         point(second, 3, fid=2.0, **measured),
         point(third, 4, fid=1.0, **measured),
     ]
-    _show(sweep, points, [])
+    show(sweep, points, [])
     assert printed(sweep)[:8] == [
         "",
         "steps   network evaluations             fid   images/s",
@@ -236,12 +253,30 @@ def test_the_best_is_named_beside_as_few_real_images(tmp_path: Path) -> None:
     ]
 
 
+def test_two_swept_keys_make_a_grid_of_their_values(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "sample.sampler.steps=10,20", "sample.sampler.eta=0,0.5,1")
+    points = [point(one.settings, 10, fid=number + 0.125) for number, one in enumerate(sweep.combinations)]
+    show(sweep, points, [])
+    assert printed(sweep)[8:12] == [
+        "",
+        "fid        eta 0   eta 0.5   eta 1",
+        "steps 10   0.125     1.125   2.125",
+        "steps 20   3.125     4.125   5.125",
+    ]
+
+
+def test_pairs_of_values_that_are_missing_make_no_grid(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, SWEPT)
+    show(sweep, [point(one.settings, 2, fid=1.0) for one in sweep.combinations], [])
+    assert sum(line.startswith("fid") for line in printed(sweep)) == 0
+
+
 def test_without_any_score_the_reason_is_told_and_nothing_is_plotted(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3")
     points = [point(combination.settings, 2, fid=None) for combination in sweep.combinations]
-    files = list(_write(sweep, points, 360))
+    files = list(write(sweep, points, 360))
     assert files == [sweep.folder / "sweep.csv"]
-    _show(sweep, points, files)
+    show(sweep, points, files)
     assert "best" not in "".join(printed(sweep))
     assert any(line.startswith("fid ") and line.endswith("not available: too few images") for line in printed(sweep))
 
@@ -250,9 +285,9 @@ def test_two_extractors_are_two_columns_and_two_plots(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, "sample.sampler.steps=2,3")
     first, second = (combination.settings for combination in sweep.combinations)
     points = [point(first, 2, fid=3.0), point(second, 3, fid_classifier=1.0)]
-    names = [path.name for path in _write(sweep, points, 360)]
+    names = [path.name for path in write(sweep, points, 360)]
     assert names == ["sweep.csv", "sweep-fid.png", "sweep-fid_classifier.png"]
-    _show(sweep, points, [])
+    show(sweep, points, [])
     assert printed(sweep)[1:4] == [
         "steps   network evaluations   fid   fid_classifier   images/s",
         "2                         2     3",
@@ -283,7 +318,7 @@ def written(sweep: Sweep, evaluations: Mapping[str, float]) -> list[str]:
         sigma_rel = combination.config.sample.sigma_rel
         steps = combination.settings.get("sample.sampler.steps", "")
         points.append(point(combination.settings, evaluations[steps], sigma_rel, fid=10 * (sigma_rel or 1)))
-    return [path.name for path in _write(sweep, points, 360)]
+    return [path.name for path in write(sweep, points, 360)]
 
 
 def test_swept_lengths_of_the_average_have_a_plot_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
