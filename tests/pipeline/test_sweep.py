@@ -71,14 +71,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 Swept = tuple[Path, str]
 
 
-def test_the_model_is_loaded_once_for_all_combinations_that_draw_in_one_arithmetic(swept: Swept) -> None:
-    before = models_loaded()
-    printed = done("sweep", swept[0], "sample.sampler.steps=1,2,3", "sample.precision=fp32,bf16", "name=once")
-    assert models_loaded() - before == 2
-    shown = [line.split(": ")[1] for line in printed.splitlines() if " of 6: " in line]
-    assert shown == [f"steps {steps}, precision {precision}" for precision in ("fp32", "bf16") for steps in (1, 2, 3)]
-
-
 def results(folder: Path) -> Path:
     (found,) = folder.glob("outputs/tiny-sweep-*")
     return found
@@ -185,6 +177,14 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_fac
     assert before.items() <= times_of_results(folder).items()
     figures = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]
     assert figures == [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(swept[0])]
+
+
+def test_the_model_is_loaded_once_for_all_combinations_that_draw_in_one_arithmetic(swept: Swept) -> None:
+    before = models_loaded()
+    printed = done("sweep", swept[0], "sample.sampler.steps=1,2,3", "sample.precision=fp32,bf16", "name=once")
+    assert models_loaded() - before == 2
+    shown = [line.split(": ")[1] for line in printed.splitlines() if " of 6: " in line]
+    assert shown == [f"steps {steps}, precision {precision}" for precision in ("fp32", "bf16") for steps in (1, 2, 3)]
 
 
 def sweep_of(tmp_path: Path, *overrides: str) -> Sweep:
