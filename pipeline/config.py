@@ -39,6 +39,7 @@ from .files import sha256_of
 from .gate import Gate
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
+from .shard_index import MANIFEST
 from .sources import DataConfig
 from .train_config import TrainConfig, Workers
 
@@ -85,19 +86,33 @@ class EvaluateConfig(Record):
     """Keep the features of all images in memory while they are scored, 4 bytes for each number, to score by the very
     arithmetic of torch-fidelity; false: fold them into moments chunk by chunk, which is the same to rounding, for sets
     that memory does not hold."""
-    reference: Path | None = None
-    """Statistics to compare with in place of the training images': an .npz of mu and sigma that this program,
-    pytorch-fid, clean-fid, EDM or ADM has written, by the same extractor. Scores that compare images one by one are
-    null then. null: compare with the training images."""
+    reference: Annotated[Path | None, Resource] = None
+    """What to compare with in place of the training images. An .npz of mu and sigma that this program, pytorch-fid,
+    clean-fid, EDM or ADM has written, by the same extractor; scores that compare images one by one are null then. Or
+    the folder of a stage `prepare`: its images, and those that it holds out, also where data have grown since. null:
+    the training images."""
     likelihoods: tuple[Likelihood, ...] = ()
     """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
 
     def reference_digest(self) -> str | None:
-        """sha256 of the file of `reference`; empty where there is no file, None where none is named."""
+        """sha256 of the file of `reference`, or of its folder's index; empty where there is none, None where none is
+        named.
+        """
         if self.reference is None:
             return None
-        file = self.reference.expanduser()
+        file = self.frozen / MANIFEST if self.frozen else self.reference.expanduser()
         return sha256_of(file) if file.is_file() else ""
+
+    @property
+    def statistics(self) -> Path | None:
+        """`reference` where it is a file."""
+        return None if self.reference is None or self.frozen else self.reference.expanduser()
+
+    @property
+    def frozen(self) -> Path | None:
+        """`reference` where it is a folder."""
+        folder = self.reference and self.reference.expanduser().absolute()
+        return folder if folder and folder.is_dir() else None
 
 
 class RegisterConfig(Record):

@@ -2,7 +2,9 @@
 
 A night is known by its configuration and its images: where neither has changed since an earlier one there is nothing to
 do, and one that was killed goes on by the same call, with what it had begun with: the champion, and the shards of the
-night before, to which those of new images are added. What came of it is on the version in the registry.
+night before, to which those of new images are added. All nights are compared with the images of the first, so that their
+scores are of one kind, unless `evaluate.reference` says what with. What came of a night is on the version in the
+registry.
 """
 
 import json
@@ -30,7 +32,7 @@ from .terminal import Terminal, count
 NIGHT_TAG = "night"
 """On a version: which night made it."""
 EXIT_CODES = {"promoted": 0, "nothing new": 0, "rejected": 3}
-_LAST = "last.json"
+_LAST, _PINNED = "last.json", "reference.json"
 _COMMAND_S = 60.0  # longest time of nightly.command
 
 Result = Literal["promoted", "nothing new", "rejected"]
@@ -75,7 +77,8 @@ class Night:
         self.run = Run(self.config, self.terminal)
         self.model_name = self.config.register_.model_name
         self.uri = self.run.tracking_uri
-        self.key = digest([identity(self.config), self.config.data.source.fingerprint()])
+        given = self.config.evaluate.reference_digest()
+        self.key = digest([identity(self.config), self.config.data.source.fingerprint(), given])
 
     @property
     def folder(self) -> Path:
@@ -126,16 +129,23 @@ class Night:
     def training(self, beginning: "Beginning") -> Config:
         """What is run this night."""
         data = {"base": str(beginning.base)} if beginning.base else {}
+        pinned = self.folder / _PINNED
+        if self.config.evaluate.reference is None and pinned.exists():
+            compared = {"reference": str(self.run.output / str(read_json(pinned)["prepared"]))}
+        else:
+            compared = {}
         start = {}
         if beginning.champion is not None and self.config.nightly.start == "champion":
             start = {"warm_start": f"models:/{self.model_name}/{beginning.champion}"}
-        return changed(self.config, data=data, train=start)
+        return changed(self.config, data=data, train=start, evaluate=compared)
 
     def close(self, ended: Run) -> Outcome:
         """Writes down which night the version is of, and for the next one which shards it had."""
         facts = ended.results["register"].facts
         prepared = ended.results["prepare"].folder.relative_to(self.run.output)
         write_json(self.folder / _LAST, {"prepared": str(prepared)})
+        if not (self.folder / _PINNED).exists():
+            write_json(self.folder / _PINNED, {"prepared": str(prepared)})
         with reported("close the night", self.uri):
             version, champion = int(facts["model_version"]), self._champion() or 0
             connect(self.uri).set_model_version_tag(self.model_name, str(version), NIGHT_TAG, self.key)

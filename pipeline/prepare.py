@@ -94,10 +94,12 @@ def check_prepared(run: Run) -> None:
             "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
             "add labels to the source, or use evaluate.extractor.kind=inception"
         )
-    if config.evaluate.reference is not None:
+    if config.evaluate.frozen is not None:
+        _check_frozen(run)
+    elif config.evaluate.statistics is not None:
         from evaluation.reference import open_reference  # which brings torch-fidelity
 
-        open_reference(config.evaluate.reference.expanduser())
+        open_reference(config.evaluate.statistics)
     for likelihood in config.evaluate.likelihoods:
         images = index.count(likelihood.split)
         if likelihood.images > images:
@@ -105,6 +107,20 @@ def check_prepared(run: Run) -> None:
                 f"evaluate.likelihoods: {likelihood.kind} asks for {likelihood.images:,} {likelihood.split} images, "
                 f"and there are {images:,}; ask for fewer, for another split, or raise data.heldout_fraction"
             )
+
+
+def _check_frozen(run: Run) -> None:
+    """Refuses other images to compare with than of the same shape and classes."""
+    frozen, index = run.compared, run.index
+    frozen.check_shards()
+    shapes = [(each.image_size, each.channels, each.class_names) for each in (frozen, index)]
+    if shapes[0] != shapes[1]:
+        (size, channels, names), (asked, asked_channels, asked_names) = shapes
+        raise DataError(
+            f"evaluate.reference: {frozen.folder} has images of size {size} with {channels} channels and classes "
+            f"{', '.join(names) or 'none'}, and data has {asked}, {asked_channels} and "
+            f"{', '.join(asked_names) or 'none'}; name a folder of like images"
+        )
 
 
 def _check_shard_cache(run: Run) -> None:

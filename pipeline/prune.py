@@ -1,7 +1,8 @@
 """Removes old versions of a model, and of their runs what no other run needs: checkpoints, samples, features, pictures.
 
-What an alias points to stays, and so does every stage that another finished run has used, of this model or another.
-While a run is at work below the same output, nothing is removed.
+What an alias points to stays, and so does every stage that another finished run has used, of this model or another, and
+so do packed images, which later sets may go on from and scores may compare with. While a run is at work below the same
+output, nothing is removed.
 """
 
 import shutil
@@ -27,7 +28,7 @@ class _Finished:
     model_name: str
     version: int
     stages: frozenset[str]
-    """Names of the folders of its stages."""
+    """Names of the folders of its stages, but for `prepare`."""
 
 
 def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: Terminal) -> None:
@@ -88,5 +89,5 @@ def _runs(output: Path) -> Iterator[_Finished]:
     for path in sorted(output.absolute().glob(f"*/{SUMMARY}")):
         summary: dict[str, Any] = read_json(path)
         if "stages" in summary:  # those of earlier code do not say what they used, and stay
-            stages = frozenset(summary["stages"].values())
+            stages = frozenset(folder for name, folder in summary["stages"].items() if name != "prepare")
             yield _Finished(path.parent, summary["model_name"], summary["model_version"], stages)

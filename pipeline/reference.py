@@ -54,22 +54,22 @@ class Reference(Stage):
     shared = True
 
     def identity(self, run: Run) -> Any:
-        given = run.config.evaluate.reference_digest()
+        evaluate = run.config.evaluate
+        given = evaluate.reference_digest() if evaluate.statistics else None
         return {
-            "extractor": extractor_identity(run.config.evaluate.extractor),
-            "data": run.results["prepare"].facts["data_digest"],
+            "extractor": extractor_identity(evaluate.extractor),
+            "data": run.compared.digest,
             "batch_images": BATCH_IMAGES,
-            "keep_features": run.config.evaluate.keep_features,
+            "keep_features": evaluate.keep_features,
             **({} if given is None else {"given": given}),
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        prepared = run.results["prepare"]
-        images = RealImages(prepared.folder, run.config.data.shard_cache)
+        images = RealImages(run.compared.folder, run.config.data.shard_cache)
         extraction = _extraction(run, images, folder)
         files = FeatureFiles(folder, extraction.digest, run.joined.device_type)
-        count: dict[Split, int] = {split: prepared.facts[f"{split}_images"] for split in _SPLITS}
-        given = run.config.evaluate.reference
+        count: dict[Split, int] = {split: run.compared.count(split) for split in _SPLITS}
+        given = run.config.evaluate.statistics
         if given is not None:  # then a few tell what the extractor makes
             count["train"] = min(count["train"], BATCH_IMAGES)
         real = RealFeatures(files, count)
@@ -77,7 +77,7 @@ class Reference(Stage):
         extractor = ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text())
         facts = {"extractor": extractor.model_dump(), "device_type": files.device_type, **_counts(count)}
         if given is not None:
-            return facts | _counts({"train": 0}) | _keep_given(given.expanduser(), folder, real, extractor)
+            return facts | _counts({"train": 0}) | _keep_given(given, folder, real, extractor)
         return facts | _keep_statistics(run, folder, real, extractor)
 
     def figure(self, facts: Facts) -> str:
@@ -229,7 +229,7 @@ class RealFeatures:
 
 
 def reference_key(run: Run) -> "ReferenceKey":
-    """What the statistics are of: the whole training set, not mirrored, or what `evaluate.reference` says."""
+    """What the statistics are of: the whole set compared with, not mirrored, or what `evaluate.reference` says."""
     from evaluation.reference import ReferenceKey
 
     facts = run.results["reference"].facts
@@ -254,8 +254,7 @@ def reference_statistics(run: Run) -> "Statistics":
 def _key(run: Run, extractor: ExtractorIdentity, images: int) -> "ReferenceKey":
     from evaluation.reference import ReferenceKey
 
-    data_digest = run.results["prepare"].facts["data_digest"]
-    reference = ReferenceImages(data_digest=data_digest, split="train", images=images)
+    reference = ReferenceImages(data_digest=run.compared.digest, split="train", images=images)
     return ReferenceKey(reference=reference, extractor=extractor)
 
 

@@ -59,10 +59,11 @@ def _headline(run: Run) -> tuple[str, str]:
 
 def _reference(run: Run, protocol: Any) -> str:
     """What the samples were compared with."""
-    if run.config.evaluate.reference is not None:
-        return f"the statistics in {run.config.evaluate.reference.name}"
-    reference = protocol["reference"]
-    return f"{reference['images']:,} {reference['split']} images of {run.config.data.source.kind}"
+    if run.config.evaluate.statistics is not None:
+        return f"the statistics in {run.config.evaluate.statistics.name}"
+    reference, frozen = protocol["reference"], run.config.evaluate.frozen
+    source = f"the frozen set {reference['data_digest'][:12]}" if frozen else run.config.data.source.kind
+    return f"{reference['images']:,} {reference['split']} images of {source}"
 
 
 def _value(scores: dict[str, float | None], name: str) -> str:

@@ -31,12 +31,13 @@ _LONGEST_NAME = 20  # letters of a class's, beside its row
 def draw_pictures(run: Run) -> list[Path]:
     """PNG files, but for those that cannot be drawn: no features tell of classes, or earlier code sampled."""
     chunks = Chunks.of(run)
-    reader = ShardReader(run.index, "train", "none", run.config.data.shard_cache)
+    cache = run.config.data.shard_cache
+    reader = ShardReader(run.index, "train", "none", cache)
     scored = run.results["evaluate"].folder
     return [
         *_draw_samples(run.folder, chunks, reader),
         *_draw_classes(run, chunks),
-        *_draw_closest(run.folder, scored / CLOSEST, chunks, reader),
+        *_draw_closest(run.folder, scored / CLOSEST, chunks, ShardReader(run.compared, "train", "none", cache)),
         *_draw_strips(run, chunks, reader),
         *_draw_curves(run),
         *draw_likelihoods(scored, run.folder),

@@ -66,7 +66,7 @@ class ServedModel(PythonModel):
         params: `steps` of the sampler and `guidance_scale`, where 0 and -1 mean the model's own; `format`, array or
         png, which gives N PNG files in base64.
         """
-        asked = {"steps": 0, "guidance_scale": -1.0, "format": "array"} | (params or {})
+        asked: dict[str, Any] = {"steps": 0, "guidance_scale": -1.0, "format": "array"} | (params or {})
         if asked["format"] not in ("array", "png"):
             raise MlflowException.invalid_parameter_value(f"format: found {asked['format']!r}, expected array or png")
         sampler, guidance = self._of_steps(int(asked["steps"])), self._of_scale(float(asked["guidance_scale"]))

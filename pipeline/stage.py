@@ -113,6 +113,12 @@ class Run:
         """The shards that `prepare` made or found."""
         return ShardIndex.load(self.results["prepare"].folder)
 
+    @cached_property
+    def compared(self) -> ShardIndex:
+        """The images that samples are compared with: those of `prepare`, or of the folder `evaluate.reference`."""
+        frozen = self.config.evaluate.frozen
+        return ShardIndex.load(frozen) if frozen else self.index
+
 
 class Stage(ABC):
     """One step of the flow. To add one: a subclass, its place in `FLOW`, and its line in `__main__._STAGES`."""
