@@ -84,19 +84,22 @@ class EvaluateConfig(Record):
     """Keep the features of all images in memory while they are scored, 4 bytes for each number, to score by the very
     arithmetic of torch-fidelity; false: fold them into moments chunk by chunk, which is the same to rounding, for sets
     that memory does not hold."""
-    reference: Path | None = None
+    reference: str | None = None
     """Statistics to compare with in place of the training images': an .npz of mu and sigma that this program,
     pytorch-fid, clean-fid, EDM or ADM has written, by the same extractor. Scores that compare images one by one are
     null then. null: compare with the training images."""
     likelihoods: tuple[Likelihood, ...] = ()
     """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
 
+    @property
+    def reference_file(self) -> Path | None:
+        """Where the statistics of `reference` are to be; None where none are named."""
+        return Path(self.reference).expanduser().absolute() if self.reference else None
+
     def reference_digest(self) -> str | None:
         """sha256 of the file of `reference`; empty where there is no file, None where none is named."""
-        if self.reference is None:
-            return None
-        file = self.reference.expanduser()
-        return sha256_of(file) if file.is_file() else ""
+        file = self.reference_file
+        return file and (sha256_of(file) if file.is_file() else "")
 
 
 class RegisterConfig(Record):

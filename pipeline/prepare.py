@@ -91,10 +91,10 @@ def check_prepared(run: Run) -> None:
             "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
             "add labels to the source, or use evaluate.extractor.kind=inception"
         )
-    if config.evaluate.reference is not None:
+    if (given := config.evaluate.reference_file) is not None:
         from evaluation.reference import open_reference  # which brings torch-fidelity
 
-        open_reference(config.evaluate.reference.expanduser())
+        open_reference(given)
     for likelihood in config.evaluate.likelihoods:
         images = index.count(likelihood.split)
         if likelihood.images > images:

@@ -69,7 +69,7 @@ class Reference(Stage):
         extraction = _extraction(run, images, folder)
         files = FeatureFiles(folder, extraction.digest, run.joined.device_type)
         count: dict[Split, int] = {split: prepared.facts[f"{split}_images"] for split in _SPLITS}
-        given = run.config.evaluate.reference
+        given = run.config.evaluate.reference_file
         if given is not None:  # then a few tell what the extractor makes
             count["train"] = min(count["train"], BATCH_IMAGES)
         real = RealFeatures(files, count)
@@ -77,7 +77,7 @@ class Reference(Stage):
         extractor = ExtractorIdentity.model_validate_json((folder / _EXTRACTOR).read_text())
         facts = {"extractor": extractor.model_dump(), "device_type": files.device_type, **_counts(count)}
         if given is not None:
-            return facts | _counts({"train": 0}) | _keep_given(given.expanduser(), folder, real, extractor)
+            return facts | _counts({"train": 0}) | _keep_given(given, folder, real, extractor)
         return facts | _keep_statistics(run, folder, real, extractor)
 
     def figure(self, facts: Facts) -> str:

@@ -59,8 +59,8 @@ def _headline(run: Run) -> tuple[str, str]:
 
 def _reference(run: Run, protocol: Any) -> str:
     """What the samples were compared with."""
-    if run.config.evaluate.reference is not None:
-        return f"the statistics in {run.config.evaluate.reference.name}"
+    if (given := run.config.evaluate.reference_file) is not None:
+        return f"the statistics in {given.name}"
     reference = protocol["reference"]
     return f"{reference['images']:,} {reference['split']} images of {run.config.data.source.kind}"
 

@@ -135,4 +135,4 @@ def test_the_digest_of_the_file_is_its_sha256(tmp_path: Path) -> None:
 
 
 def of(file: Path | None) -> EvaluateConfig:
-    return EvaluateConfig.model_validate({"extractor": {"kind": "classifier"}, "reference": file})
+    return EvaluateConfig.model_validate({"extractor": {"kind": "classifier"}, "reference": file and str(file)})
