@@ -69,7 +69,8 @@ def measured(run: Run) -> dict[str, str]:
     if name in evaluated["reasons"]:
         facts[name] = f"not available: {evaluated['reasons'][name]}"
     if run.config.evaluate.reference is not None:
-        facts["compared with"] = f"the statistics in {run.config.evaluate.reference}"
+        what = "images" if run.config.evaluate.frozen else "statistics"
+        facts["compared with"] = f"the {what} in {run.config.evaluate.reference}"
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
