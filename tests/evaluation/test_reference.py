@@ -11,7 +11,7 @@ from evaluation.extractors import ExtractorIdentity
 from evaluation.feature_set import feature_statistics
 from evaluation.moments import Statistics
 from evaluation.protocol import Reference
-from evaluation.reference import ReferenceKey, import_reference, read_reference, write_reference
+from evaluation.reference import ReferenceKey, import_reference, open_reference, read_reference, write_reference
 from evaluation.scores import frechet_distance
 
 EXTRACTOR = ExtractorIdentity(kind="inception", layer="768", digest="a" * 64, resize="tf1-bilinear-299")
@@ -172,3 +172,16 @@ def test_statistics_of_another_tool_are_not_taken_for_ours(tmp_path: Path) -> No
         EvaluationError, match=r"key is not a file in the archive.*import it where another tool made it"
     ):
         read_reference(theirs(tmp_path / "theirs.npz"))
+
+
+def test_a_file_of_ours_is_taken_for_the_extractor_that_made_it_alone(path: Path, tmp_path: Path) -> None:
+    imported = tmp_path / "imported.npz"
+    assert open_reference(path, imported, EXTRACTOR).key == KEY
+    assert not imported.exists()
+    other = EXTRACTOR.model_copy(update={"layer": "2048"})
+    says = r"cifar10-train.npz: made by another extractor; expected against found: layer: 2048 against 768"
+    with pytest.raises(EvaluationError, match=says):
+        open_reference(path, imported, other)
+    foreign = theirs(tmp_path / "theirs.npz")
+    assert open_reference(foreign, imported, other).key.reference.split == "unknown"
+    assert open_reference(imported, tmp_path / "again.npz", other).key.reference.split == "unknown"
