@@ -5,7 +5,7 @@
 Each figure is of a process of its own, after its imports: what it grew by at most (resident set size, Linux). The one
 that scores reads files of features as the stage `evaluate` does, here normal numbers, and gives all scores; KID,
 precision, recall and the nearest neighbours are of 10,000 images at most, so up to that number they grow in either
-mode. The actor is the class that Ray runs, with a small network of 8x8 pixels: it draws chunks and takes their features.
+mode. The actor is the class that Ray runs, with a small network of 8x8 pixels: it draws chunks and takes features.
 """
 
 import argparse
