@@ -90,8 +90,8 @@ def test_kernel_distance_of_5000_noisy_images_to_5000_training_images(
 
 @whole_set
 def test_scores_of_the_whole_training_set(extractor: LoadedExtractor) -> None:
-    """Inception Score: torch-fidelity's README. Distance to the test set: that of pytorch-image-generation-metrics, 3.1508
-    by TensorFlow's network and 3.1525 by a port of it.
+    """Inception Score: torch-fidelity's README. Distance to the test set: pytorch-image-generation-metrics' README,
+    which has 3.1508 by TensorFlow's network and 3.1525 by a port of it.
     """
     train, test = (features_of(extractor, cifar10(train=train)) for train in (True, False))
     mean, std = inception_score(FeatureSet.of(train, 100))
