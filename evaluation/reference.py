@@ -5,8 +5,6 @@ score that is taken from it trustworthy: what was counted, by which network, and
 """
 
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from .atomic import whole_file
 from .errors import EvaluationError
 from .extractors import ExtractorIdentity
 from .moments import Statistics
+from .npz import names_in_npz, read_npz
 from .protocol import Reference, differing
 
 UNKNOWN = "unknown"
@@ -93,7 +92,7 @@ def import_reference(theirs: Path, path: Path) -> StoredReference:
 
 def open_reference(path: Path, imported: Path, extractor: ExtractorIdentity) -> StoredReference:
     """Ours, verified, which must be of this extractor; or one that others made, as `import_reference` writes it."""
-    if "key" not in _names(path):
+    if not _is_ours(path):
         return import_reference(path, imported)
     stored = read_reference(path)
     wrong = differing(extractor.model_dump(mode="json"), stored.key.extractor.model_dump(mode="json"))
@@ -102,24 +101,21 @@ def open_reference(path: Path, imported: Path, extractor: ExtractorIdentity) -> 
     return stored
 
 
-def _names(path: Path) -> list[str]:
-    """Of the arrays in the file; none where there is no such file, which reading it tells."""
+def _is_ours(path: Path) -> bool:
+    """Whether the file says what it is of; what is wrong with one that cannot be read, reading it tells."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return list(arrays.files)
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
-        return []
+        return "key" in names_in_npz(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """The arrays of these names."""
     try:
-        # numpy, given a path, leaves a file open that turns out to be damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
+        return read_npz(path, *names)
     except OSError as error:
         raise EvaluationError(f"{path}: the reference cannot be read ({error.strerror or error})") from None
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except ValueError as error:
         raise EvaluationError(
             f"{path}: no whole .npz of {', '.join(names)} ({error}); make it anew, or import it where another tool "
             f"made it"

@@ -185,3 +185,6 @@ def test_a_file_of_ours_is_taken_for_the_extractor_that_made_it_alone(path: Path
     foreign = theirs(tmp_path / "theirs.npz")
     assert open_reference(foreign, imported, other).key.reference.split == "unknown"
     assert open_reference(imported, tmp_path / "again.npz", other).key.reference.split == "unknown"
+    np.save(tmp_path / "mu.npy", STATISTICS.mu)
+    with pytest.raises(EvaluationError, match=r"mu.npy: no whole .npz of mu, sigma \(a single array"):
+        open_reference(tmp_path / "mu.npy", imported, EXTRACTOR)
