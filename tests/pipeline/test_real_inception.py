@@ -1,7 +1,7 @@
 """The full-size Inception on real images, through the command line; the environment names both.
 
 DIFFUSION_INCEPTION_WEIGHTS: a state dict in torch-fidelity's naming, true up to the layer of 768 features at least;
-DIFFUSION_CIFAR10_IMAGES: an `.npy` of CIFAR-10's images, uint8 [N, 32, 32, 3], of which 600 are taken. A core manages
+DIFFUSION_CIFAR10_IMAGES: an `.npy` of CIFAR-10's images, uint8 [N, 32, 32, 3], of which 400 are taken. A core manages
 five images a second. A distance at 768 features is of another scale than any published FID.
 """
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not NAMED, reason="DIFFUSION_INCEPTION_WEIGHTS and DIFFUSION_CIFAR10_IMAGES name what it needs"),
     pytest.mark.usefixtures("head"),
 ]
-HALF_IMAGES = 300
+HALF_IMAGES = 200
 RUN_FILE = """\
 version: 1
 name: real
@@ -32,7 +32,7 @@ data: {{source: {{kind: arrays, images: {images}}}, image_size: 32, channels: 3,
 network: {{kind: ddpm_unet}}
 path: {{kind: vp_linear}}
 train: {{images: 1_000}}
-sample: {{images: 300, sampler: {{kind: ddim, steps: 50}}}}
+sample: {{images: 200, sampler: {{kind: ddim, steps: 50}}}}
 evaluate: {{extractor: {{kind: inception, layer: "{layer}", weights: {weights}}}}}
 register: {{model_name: real}}
 cluster: {{address: auto, num_samplers: 2}}
