@@ -14,7 +14,7 @@ class Execution(Record):
 
     precision: Precision = "fp32"
     """Arithmetic of the network. fp32: all of it; tf32: on GPUs, factors of products are rounded to 10 bits; bf16:
-    autocast, which leaves norms and softmax in float32."""
+    autocast, in which norms and softmax still add up in float32."""
     compile: bool = False
     """By torch.compile, once for each shape of its inputs; on GPUs replayed as CUDA graphs."""
 

@@ -35,13 +35,14 @@ def replicate(network: nn.Module, device: torch.device, adds_up: bool) -> Distri
 
     adds_up: whether some passes come `without_exchange`; a static graph, which DDP exchanges sooner, has none.
     """
-    return DistributedDataParallel(
+    replicas = DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         static_graph=not adds_up,
     )
+    replicas.broadcast_buffers = False  # as an argument torch 2.15 deprecates it, and 2.11 lacks its new name
+    return replicas
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:

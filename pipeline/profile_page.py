@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from model import Precision
+
 from .speed import in_words
 from .terminal import count, flop_rate, flops, rate
 
@@ -49,8 +51,8 @@ class Profile:
     """Of the run."""
     device: torch.device
     threads: int
-    dtype: torch.dtype
-    """Of the network's arithmetic."""
+    precision: Precision
+    """Of the network."""
     compiled: bool
     images: int
     """Of one worker's step."""
@@ -132,10 +134,9 @@ def _speed(profile: Profile) -> str:
 
 def page(profile: Profile) -> str:
     """Markdown."""
-    precision = str(profile.dtype).removeprefix("torch.") + (", compiled" if profile.compiled else ", not compiled")
     facts = {
         "device": device_name(profile.device, profile.threads),
-        "arithmetic": precision,
+        "arithmetic": f"{profile.precision}, {'' if profile.compiled else 'not '}compiled",
         "network": f"{count(profile.parameters, 'parameters')}; {flops(sum(profile.flops.values()))} to learn from one "
         "image, forward and backward",
         "step": f"{1000 * profile.step_s:.3g} ms for {count(profile.images, 'images')} of each "

@@ -88,7 +88,7 @@ def _measure(worker: Worker, config: Config, trace: Path) -> Profile:
         name=config.name,
         device=worker.device,
         threads=worker.job.threads,
-        dtype=worker.dtype,
+        precision=worker.step.precision,
         compiled=recipe.train.compile,
         images=recipe.train.batch_size,
         batch_size=config.train.batch_size,

@@ -14,6 +14,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from model import Precision, float32_products
+
 from .terminal import flop_rate
 
 SHARES = ("compute", "communication", "data", "other")
@@ -103,10 +105,10 @@ def _span_s(began: Mark, ended: Mark) -> float:
 class Meter:
     """What the wall clock of the whole training loop went into, between two points of the curve."""
 
-    def __init__(self, images_seen: int, timer: StepTimer, flops_per_image: int, dtype: torch.dtype) -> None:
-        """Measures the device first. flops_per_image, dtype: of the network's training; the former on rank 0 alone."""
+    def __init__(self, images_seen: int, timer: StepTimer, flops_per_image: int, precision: Precision) -> None:
+        """Measures the device first, in this arithmetic. flops_per_image: of training; other ranks than 0 need none."""
         self.images_seen, self.timer, self.flops_per_image = images_seen, timer, flops_per_image
-        self.matmul_flop_per_s = matmul_flop_per_s(timer.device, dtype)
+        self.matmul_flop_per_s = matmul_flop_per_s(timer.device, precision)
         self.since = time.perf_counter()
 
     def seconds(self) -> float:
@@ -154,22 +156,24 @@ def mean_of_workers(values: list[float], device: torch.device) -> list[float]:
     return means
 
 
-def matmul_flop_per_s(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flop_per_s(device: torch.device, precision: Precision) -> float:
     """The most floating-point operations per second that products of square matrices reach, a tenth of a second long.
 
+    precision: of their factors, as the network has it.
     Sizes double until there is no time for more. Of one size the fastest product counts: the others were disturbed.
     """
     timer, size, fastest = StepTimer(device, nn.Identity()), _SMALLEST, 0.0
     while True:
         # not constant: a GPU is faster on numbers that are all alike
         numbers = torch.arange(size * size, dtype=torch.float32, device=device).sin()
-        matrix = numbers.to(dtype).view(size, size)
-        product = matrix @ matrix  # the first one chooses its kernels
+        matrix = numbers.to(torch.bfloat16 if precision == "bf16" else torch.float32).view(size, size)
         seconds = []
-        for _ in range(_PRODUCTS):
-            with timer.step():
-                torch.mm(matrix, matrix, out=product)
-            seconds.append(timer.take()[0])
+        with float32_products(precision):
+            product = matrix @ matrix  # the first one chooses its kernels
+            for _ in range(_PRODUCTS):
+                with timer.step():
+                    torch.mm(matrix, matrix, out=product)
+                seconds.append(timer.take()[0])
         fastest = max(fastest, 2 * size**3 / min(seconds))
         if size == _LARGEST or 8 * sum(seconds) > _PRODUCTS_S:
             break

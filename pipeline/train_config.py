@@ -54,9 +54,9 @@ class TrainConfig(Record):
     also_averaged: tuple[EMAProfile, ...] = ()
     """Further averages, kept in every checkpoint; those by power functions outlive it, for sample.sigma_rel."""
     precision: Literal["auto", Precision] = "auto"
-    """Arithmetic of the network; weights, norms, softmax, loss and optimizer stay float32. tf32: fp32, but GPUs round
-    the factors of matrix products to 10 bits; auto: bf16 where the device has matrix units for it (GPUs from Ampere
-    on, CPUs with AMX), else fp32."""
+    """Arithmetic of the network; weights, loss and optimizer stay float32, and norms and softmax add up in it. tf32:
+    fp32, but GPUs round the factors of matrix products to 10 bits; auto: bf16 where the device has matrix units for it
+    (GPUs from Ampere on, CPUs with AMX), else fp32."""
     compile: Annotated[bool, Resource] = False
     """Compile the network and its noise with torch.compile, to run as CUDA graphs where one GPU trains alone; takes a
     minute or more at the start, and on CPUs a C++ compiler."""
@@ -64,8 +64,8 @@ class TrainConfig(Record):
     """ddp: each worker holds the network; fsdp: a shard of it (FSDP2), for networks that do not fit, at the cost of
     more traffic."""
     microbatch_images: Annotated[int | None, Resource] = Field(None, ge=1)
-    """Each worker computes its share of the batch so many images at a time and adds up the gradients, for a batch that
-    does not fit; null: all at once."""
+    """Each worker computes its share of the batch in equal parts of at most so many images and adds up the gradients,
+    for a batch that does not fit; null: all at once."""
     checkpoint_images: Annotated[int, Resource] = Field(1_000_000, ge=1)
     """A checkpoint every so many images, written while training goes on."""
     keep_checkpoints: Annotated[int, Resource] = Field(2, ge=1)

@@ -174,17 +174,12 @@ class Worker:
         if self.rank == 0:  # which writes the curve
             by_operator = training_flops(recipe.objective, recipe.conditioning, self.config.augmentation)
             flops = sum(by_operator.values())
-        return Meter(self.state.images_seen, StepTimer(self.device, self.step.network), flops, self.dtype)
+        return Meter(self.state.images_seen, StepTimer(self.device, self.step.network), flops, self.step.precision)
 
     def measured(self, meter: Meter) -> dict[str, float]:
         """What the time went into since this was last asked, by each worker."""
         waited_s, self.waited_s = self.waited_s, 0.0
         return meter.take(self.state.images_seen, waited_s)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the network's matrix products."""
-        return torch.bfloat16 if self.step.precision == "bf16" else torch.float32
 
     def steps(self, meter: Meter) -> Iterator[int]:
         """Trains to the end. Yields after each step how many there have been, which the meter times."""

@@ -64,6 +64,17 @@ def share_of(batch_size: int, rank: int, world_size: int) -> range:
     return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
+def part_count(batch_size: int, world_size: int, microbatch_images: int | None) -> int:
+    """Into how many parts each worker divides its share: as many on all, for sharded networks exchange in each of them.
+
+    Parts hold microbatch_images at most; where that is 1 and shares are uneven, some hold 2, for none may be empty.
+    """
+    if microbatch_images is None:
+        return 1
+    fewest, most = batch_size // world_size, -(-batch_size // world_size)
+    return min(-(-most // microbatch_images), fewest)
+
+
 class _Losses(NamedTuple):
     """Of some images of a worker's share."""
 
@@ -129,10 +140,11 @@ class TrainStep:
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """What is computed at once, one after the other: all, or so many images that memory holds them."""
-        size = self.config.microbatch_images or len(batch.images)
-        for first in range(0, len(batch.images), size):
-            images, labels = batch.images[first : first + size], batch.labels[first : first + size]
-            yield Batch(batch.position + first, images, labels)
+        count = part_count(self.config.batch_size, self.world_size, self.config.microbatch_images)
+        for number in range(count):
+            part = share_of(len(batch.images), number, count)
+            images, labels = batch.images[part.start : part.stop], batch.labels[part.start : part.stop]
+            yield Batch(batch.position + part.start, images, labels)
 
     def _backward(self, part: Batch) -> _Losses:
         """Adds up what these images have to say to the gradients."""

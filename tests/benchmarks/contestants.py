@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 import model
-from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPLinear, fast_precision, to_unit_range
+from model import DDPMUNet, Denoising, EMAs, ModelSpec, Simple, Unconditional, VPLinear, fast_precision, to_unit_range
 from pipeline.train_config import TrainConfig
 from pipeline.train_step import Batch, Recipe, TrainStep
 
@@ -62,9 +62,14 @@ def take_step(step: TrainStep, images: Tensor) -> Tensor:
     return step(Batch(step.state.images_seen, images, labels.pin_memory() if images.is_pinned() else labels))
 
 
-def our_steps(network: DDPMUNet, batch_size: int, device: torch.device, **train: Any) -> Steps:
-    """Our training step."""
+def our_steps(
+    network: DDPMUNet, batch_size: int, device: torch.device, *, channels_last: bool = False, **train: Any
+) -> Steps:
+    """Our training step. channels_last: in the memory format that its weights then give to what convolutions make."""
     step = new_step(network, batch_size, device, **train)
+    if channels_last:
+        step.state.network.to(memory_format=torch.channels_last)
+        step.state.ema = EMAs(step.state.network, step.config.ema)  # in another format each weight is averaged alone
     images = noise_images(network, BATCHES * batch_size)
     batches = cycle((images.pin_memory() if device.type == "cuda" else images).split(batch_size))
 

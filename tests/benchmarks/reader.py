@@ -5,18 +5,14 @@
 The tars hold 32x32 colour images, smooth ones with a little noise, of the size that photographs of CIFAR-10 have as PNG
 (about 2.3 kB), in shards of 10,000. WebDataset reads them from first to last and decodes to NumPy arrays, in batches of
 128; our reader gives batches of 128 of a permutation, and compares each image's checksum. All run in this process, by
-one thread, and take turns; everything comes from the page cache. The host cache is timed once it is full. Ratios are of
+one thread, and take turns; everything comes from the page cache. The host cache is timed once it is full. Ratios are
 medians over the rounds.
 """
 
 import argparse
-import json
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +28,11 @@ from pipeline.shard_images import ShardFormat
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
 from pipeline.sources import Arrays, DataConfig
+from records import Record, Speeds, ratio, take_turns
 
 BATCH = 128
+WEBDATASET = "webdataset, png"
+GOALS = {"ours, png, cache none": 4.0}
 
 
 def smooth_images(count: int) -> np.ndarray:
@@ -67,13 +66,13 @@ def through_webdataset(index: ShardIndex) -> float:
     return images / (time.perf_counter() - began_s)
 
 
-def through_feed(index: ShardIndex, cache: Cache) -> Callable[[], float]:
+def through_feed(index: ShardIndex, cache: Cache) -> Callable[[int], float]:
     """Images per second of one epoch after another."""
     feed = IndexedFeed(index, cache, Permutation(), ShardCacheConfig(), 0, torch.device("cpu"))
     images = index.count("train") // BATCH * BATCH
     position = 0
 
-    def epoch() -> float:
+    def epoch(_round: int) -> float:
         nonlocal position
         began_s = time.perf_counter()
         for start in range(position, position + images, BATCH):
@@ -86,7 +85,7 @@ def through_feed(index: ShardIndex, cache: Cache) -> Callable[[], float]:
     return epoch
 
 
-def measure(count: int, rounds: int) -> dict[str, list[float]]:
+def measure(count: int, rounds: int, record: Record) -> Speeds:
     """Images per second of each contestant in each round."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,43 +93,33 @@ def measure(count: int, rounds: int) -> dict[str, list[float]]:
         np.save(folder / "images.npy", smooth_images(count))
         np.save(folder / "labels.npy", np.arange(count) % 10)
         png, npy = packed(folder, count, "png"), packed(folder, count, "npy")
-        contestants: dict[str, Callable[[], float]] = {
-            "webdataset, png": lambda: through_webdataset(png),
+        contestants: dict[str, Callable[[int], float]] = {
+            WEBDATASET: lambda _: through_webdataset(png),
             "ours, png, cache none": through_feed(png, "none"),
-            "webdataset, npy": lambda: through_webdataset(npy),
+            "webdataset, npy": lambda _: through_webdataset(npy),
             "ours, npy, cache none": through_feed(npy, "none"),
             "ours, cache host": through_feed(png, "host"),
         }
-        speeds: dict[str, list[float]] = {name: [] for name in contestants}
-        for number in range(rounds):
-            for name, contestant in contestants.items():
-                speeds[name].append(contestant())
-                print(f"round {number + 1} of {rounds}: {name}: {speeds[name][-1]:,.0f} images/s", flush=True)
+        speeds: Speeds = {}
+        take_turns(contestants, rounds, record, speeds)
     return speeds
 
 
 def main() -> None:
     """Measures, prints the table, writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    speeds = measure(options.images, options.rounds)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    base = next(iter(medians.values()))
-    for name, median in medians.items():
-        print(f"{name:<22} {median:10,.0f} images/s per core   {median / base:6.1f} times webdataset, png")
-    record = {
-        "command": f"python tests/benchmarks/reader.py --images {options.images} --rounds {options.rounds}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, one thread",
-        "webdataset": webdataset.__version__,
-        "images_per_s": {name: [round(value) for value in values] for name, values in speeds.items()},
-        "ratio_to_webdataset_png": {name: round(median / base, 2) for name, median in medians.items()},
-    }
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    record = Record(options.output, torch.device("cpu"))
+    record["threads"], record["webdataset"] = 1, webdataset.__version__
+    speeds = measure(options.images, options.rounds, record)
+    ratios = {name: ratio(speeds, name, WEBDATASET) for name in speeds}
+    record["ratio_to_webdataset_png"] = ratios
+    print(f"\n{'':<24}{'times webdataset, png':>22}{'goal':>7}")
+    for name, value in ratios.items():
+        print(f"{name:<24}{value:>22.1f}{GOALS.get(name, ''):>7}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from model import DDPMUNet, fast_precision
 from records import OutOfTime, Record, Speeds, ratio, take_turns, time_limit
 
 OURS, COMPILED, BF16, BEST = "ours, float32", "ours, float32 compiled", "ours, bf16", "ours, best settings"
+CHANNELS_LAST = "ours, float32 channels_last"
 THEIRS, THEIRS_COMPILED, THEIRS_BF16 = "diffusers, float32", "diffusers, float32 compiled", "diffusers, bf16"
 TRAINER = "denoising-diffusion-pytorch"
 GOALS = [
@@ -50,6 +51,7 @@ GOALS = [
     (COMPILED, THEIRS_COMPILED, 1.1),
     (BEST, THEIRS_BF16, 2.5),
     (BEST, THEIRS, 3.0),
+    (CHANNELS_LAST, OURS, 1.0),  # above it the step should be so without compilation, too: Inductor chooses by itself
 ]
 TRAINER_GOAL = 1.5
 TRAINER_LEAST_BATCH = 16  # it refuses smaller ones
@@ -103,7 +105,11 @@ def contestants(
     def timed(make: Callable[..., Steps], size: int = batch_size, **settings: object) -> Timed:
         return Timed(partial(make, network, size, device, **settings), size, device, turn_s)
 
-    made = {OURS: timed(our_steps, precision="fp32"), THEIRS: timed(diffusers_steps)}
+    made = {
+        OURS: timed(our_steps, precision="fp32"),
+        THEIRS: timed(diffusers_steps),
+        CHANNELS_LAST: timed(our_steps, precision="fp32", channels_last=True),
+    }
     if fast_precision(device) == "bf16":
         made[BF16] = timed(our_steps, precision="bf16")
         made[THEIRS_BF16] = timed(diffusers_steps, bf16=True)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from model import fast_precision, float32_products
+from model import autocast, fast_precision, float32_products
 
 
 def test_a_cpu_computes_in_bfloat16_where_it_has_tiles_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +21,13 @@ def test_gpus_round_factors_where_tf32_is_asked_for_alone() -> None:
         with float32_products(precision):
             assert [switch.fp32_precision for switch in switches] == [expected] * 3
     assert [switch.fp32_precision for switch in switches] == before
+
+
+def test_norms_and_softmax_add_up_in_float32_under_bfloat16() -> None:
+    """10,000 and its neighbours are one number in bfloat16's sums, and 256 ones are as many as it can count."""
+    x = (10_000 + 64 * torch.randint(-4, 5, (2, 8, 16, 16))).bfloat16()
+    queries, keys, values = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 1000, 8), torch.ones(1, 1, 1000, 8)
+    with autocast(torch.device("cpu"), "bf16"):
+        for norm in (nn.GroupNorm(2, 8), nn.LayerNorm(16)):
+            torch.testing.assert_close(norm(x).float(), norm.double()(x.double()).float(), rtol=0.01, atol=0.01)
+        assert (F.scaled_dot_product_attention(queries, keys, values) == 1).all()

@@ -18,7 +18,7 @@ FOUND = Profile(
     name="night",
     device=torch.device("cpu"),
     threads=2,
-    dtype=torch.bfloat16,
+    precision="bf16",
     compiled=False,
     images=64,
     batch_size=128,
@@ -112,7 +112,7 @@ def test_sentences_follow_the_figures(profile: Profile, says: str) -> None:
 
 def test_the_page_names_device_arithmetic_and_speed() -> None:
     text = page(FOUND)
-    for part in ("2 threads", "| bfloat16, not compiled |", "3.4 MFLOP to learn from one image", "| 100 images/s |"):
+    for part in ("2 threads", "| bf16, not compiled |", "3.4 MFLOP to learn from one image", "| 100 images/s |"):
         assert part in text
     assert "| convolution | 20 | 25 % | 64 MFLOP | 3.2 GFLOP/s |" in text
-    assert "bfloat16, compiled" in page(replace(FOUND, compiled=True))
+    assert "bf16, compiled" in page(replace(FOUND, compiled=True))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from model import Precision
 from pipeline.speed import SHARES, in_words, matmul_flop_per_s, split, time_spent
 from pipeline.stage import Run
 from pipeline.train_loop import Worker
@@ -85,14 +87,12 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 def parallel():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(40, 300), nn.Linear(300, 300))
-    return DistributedDataParallel(
-        network, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1
-    )
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=0.1)
 
 
 plain, timed = parallel(), parallel()
 timer = StepTimer(torch.device("cpu"), timed)
-meter = Meter(0, timer, 1000, torch.float32)
+meter = Meter(0, timer, 1000, "fp32")
 for step in range(4):
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(10 * step + rank))
     plain.zero_grad()
@@ -125,10 +125,22 @@ def test_two_workers_see_the_time_for_which_one_is_late_as_communication_and_lea
     assert first["data_share"] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_measuring_the_device_draws_no_random_numbers(dtype: torch.dtype) -> None:
-    before = torch.get_rng_state()
-    assert matmul_flop_per_s(torch.device("cpu"), dtype) > 1e6
+@pytest.mark.parametrize(
+    ("precision", "dtype", "switch"),
+    [("fp32", torch.float32, "ieee"), ("tf32", torch.float32, "tf32"), ("bf16", torch.bfloat16, "ieee")],
+)
+def test_the_device_is_measured_in_the_arithmetic_of_training_and_without_random_numbers(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, dtype: torch.dtype, switch: str
+) -> None:
+    before, product, seen = torch.get_rng_state(), torch.mm, set()
+
+    def seen_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        seen.add((a.dtype, torch.backends.cuda.matmul.fp32_precision))
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", seen_product)
+    assert matmul_flop_per_s(torch.device("cpu"), precision) > 1e6
+    assert seen == {(dtype, switch)}
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from pipeline.prepare import Prepare
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.train_config import TrainConfig
-from pipeline.train_step import Batch, Recipe, TrainStep, share_of
+from pipeline.train_step import Batch, Recipe, TrainStep, part_count, share_of
 
 from .trainings import worker_of
 
@@ -127,6 +127,20 @@ def test_shares_of_a_batch_are_in_order_whole_and_alike_to_within_one(batch_size
     shares = [share_of(batch_size, rank, world_size) for rank in range(world_size)]
     assert [position for share in shares for position in share] == list(range(batch_size))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(batch_size=st.integers(1, 200), world_size=st.integers(1, 17), microbatch_images=st.integers(1, 40))
+def test_all_workers_divide_their_shares_into_as_many_parts_none_empty_or_too_large(
+    batch_size: int, world_size: int, microbatch_images: int
+) -> None:
+    assume(batch_size >= world_size)
+    count = part_count(batch_size, world_size, microbatch_images)
+    largest = 2 if microbatch_images == 1 and batch_size % world_size else microbatch_images
+    for rank in range(world_size):
+        share = len(share_of(batch_size, rank, world_size))
+        parts = [len(share_of(share, number, count)) for number in range(count)]
+        assert sum(parts) == share
+        assert 1 <= min(parts) <= max(parts) <= largest
 
 
 @pytest.fixture
