@@ -79,6 +79,12 @@ def import_reference(theirs: Path, path: Path) -> StoredReference:
     mu, sigma = _arrays(theirs, "mu", "sigma")
     _check(theirs, mu, sigma)
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    values = np.linalg.eigvalsh(sigma)
+    if values[0] < -1e-4 * values[-1]:  # more than float32 rounds
+        raise EvaluationError(
+            f"{theirs}: sigma has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, and a covariance none below 0; "
+            f"take the statistics again"
+        )
     key = ReferenceKey(
         reference=Reference(
             data_digest=f"statistics:{_digest(mu, sigma, '')}", split=UNKNOWN, images=None, flipped=None

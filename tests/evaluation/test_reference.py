@@ -126,6 +126,10 @@ def test_a_key_of_another_version_is_refused(path: Path) -> None:
         ({"sigma": np.full((6, 6), np.nan)}, "statistics are not finite"),
         ({"sigma": np.triu(np.ones((6, 6)))}, "sigma is not symmetric"),
         ({"sigma": -np.eye(6)}, "with variances of at least 0"),
+        (
+            {"sigma": 2 * np.ones((6, 6)) - np.eye(6)},
+            "sigma has eigenvalues from -1 to 11, and a covariance none below",
+        ),
         ({"mu": np.array([object()])}, "no whole .npz of mu, sigma"),
     ],
 )
