@@ -44,6 +44,8 @@ bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwis
 	@$(BIN)/python tests/benchmarks/recovery.py
 	@$(BIN)/python tests/benchmarks/sampling.py
 	@$(BIN)/python tests/benchmarks/frechet.py
+	@$(BIN)/python tests/benchmarks/scoring.py
+	@$(BIN)/python tests/benchmarks/scoring_memory.py
 
 ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.0.0.1:5000
 	@test -f $(OUTPUT)/mlflow.db || { echo "$(OUTPUT)/mlflow.db: nothing has been run yet; make run"; exit 1; }

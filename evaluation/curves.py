@@ -247,6 +247,7 @@ def _name_lines(figure: Figure, axes: Axes, ends: Mapping[str, tuple[float, floa
             xycoords="axes fraction",
             color=color,
             va="center",
+            parse_math=False,  # a name may have dollars
             arrowprops=leader,
         )
 

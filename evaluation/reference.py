@@ -5,8 +5,6 @@ score that is taken from it trustworthy: what was counted, by which network, and
 """
 
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from .atomic import whole_file
 from .errors import EvaluationError
 from .extractors import ExtractorIdentity
 from .moments import Statistics
+from .npz import names_in_npz, read_npz
 from .protocol import Reference, differing
 
 UNKNOWN = "unknown"
@@ -72,13 +71,6 @@ def read_reference(path: Path, expected: ReferenceKey | None = None) -> StoredRe
     return StoredReference(Statistics(mu, sigma, key.reference.images), key)
 
 
-def import_reference(theirs: Path, path: Path) -> StoredReference:
-    """Make our file of one that pytorch-fid, clean-fid, EDM or ADM made, as `read_foreign` reads it."""
-    stored = read_foreign(theirs)
-    write_reference(path, *stored)
-    return stored
-
-
 def read_foreign(theirs: Path) -> StoredReference:
     """What pytorch-fid, clean-fid, EDM or ADM counted, where what they do not say is marked unknown.
 
@@ -87,6 +79,12 @@ def read_foreign(theirs: Path) -> StoredReference:
     mu, sigma = _arrays(theirs, "mu", "sigma")
     _check(theirs, mu, sigma)
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    values = np.linalg.eigvalsh(sigma)
+    if values[0] < -1e-4 * values[-1]:  # more than float32 rounds
+        raise EvaluationError(
+            f"{theirs}: sigma has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, and a covariance none below 0; "
+            f"take the statistics again"
+        )
     key = ReferenceKey(
         reference=Reference(
             data_digest=f"statistics:{_digest(mu, sigma, '')}", split=UNKNOWN, images=None, flipped=None
@@ -98,7 +96,7 @@ def read_foreign(theirs: Path) -> StoredReference:
 
 def open_reference(path: Path) -> StoredReference:
     """Ours, verified, or one that others made. EvaluationError where it is neither."""
-    return read_reference(path) if "key" in _names(path) else read_foreign(path)
+    return read_reference(path) if _is_ours(path) else read_foreign(path)
 
 
 def check_extractor(path: Path, stored: StoredReference, extractor: ExtractorIdentity, features: int) -> None:
@@ -113,24 +111,21 @@ def check_extractor(path: Path, stored: StoredReference, extractor: ExtractorIde
         )
 
 
-def _names(path: Path) -> list[str]:
-    """Of the arrays in the file; none where there is no such file, which reading it tells."""
+def _is_ours(path: Path) -> bool:
+    """Whether the file says what it is of; what is wrong with one that cannot be read, reading it tells."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return list(arrays.files)
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
-        return []
+        return "key" in names_in_npz(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """The arrays of these names."""
     try:
-        # numpy, given a path, leaves a file open that turns out to be damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
+        return read_npz(path, *names)
     except OSError as error:
         raise EvaluationError(f"{path}: the reference cannot be read ({error.strerror or error})") from None
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except ValueError as error:
         raise EvaluationError(
             f"{path}: no whole .npz of {', '.join(names)} ({error}); make it anew, or import it where another tool "
             f"made it"

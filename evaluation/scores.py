@@ -135,7 +135,7 @@ def _uncertainty(generated: FeatureSet, reference: Statistics, distance: Score) 
     if chunks < BLOCKS:
         return _twice(
             f"{chunks} chunks of generated images, and the jackknife leaves out one of {BLOCKS} blocks of chunks at a "
-            f"time; raise sample.images, or lower sample.chunk_images"
+            f"time; score more images, or lower sample.chunk_images where they are drawn here"
         )
     found = generated.blocks.uncertainty(reference)
     return _finite(found.standard_error), _finite(found.bias_corrected)

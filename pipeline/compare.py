@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from evaluation import Protocol, differences
 
@@ -21,6 +21,7 @@ from .summary import SUMMARY
 from .terminal import Terminal
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))")
+_SCORES = TypeAdapter(dict[str, float | None])
 _DISTINCT = 2.0
 """Combined standard errors from which on a difference is taken for one."""
 
@@ -94,6 +95,8 @@ def _registered(name: str, uri: str, timeout_s: float) -> Scored:
     with reported(f"look up {name}", uri), TemporaryDirectory() as folder:
         client = connect(uri)
         version = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
+        if PRIMARY_TAG not in version.tags:
+            raise ConfigError(f"{name}: version {version.version} was not scored by this program; name one that was")
         with default_store(uri):
             protocol = read_json(Path(client.download_artifacts(str(version.run_id), PROTOCOL, folder)))
         metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
@@ -101,13 +104,14 @@ def _registered(name: str, uri: str, timeout_s: float) -> Scored:
     return _as_scored(f"{model}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
 
 
-def _as_scored(name: str, protocol: Any, primary: str, scores: Mapping[str, float | None]) -> Scored:
+def _as_scored(name: str, protocol: Any, primary: str, scores: Any) -> Scored:
     try:
-        return Scored(name, Protocol.model_validate(protocol), primary, scores)
+        return Scored(name, Protocol.model_validate(protocol), primary, _SCORES.validate_python(scores))
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
         raise ConfigError(
-            f"{name}: its protocol is of another version of this program ({fields}); score it again with this one"
+            f"{name}: its protocol or scores are of another version of this program ({fields}); score it again with "
+            "this one"
         ) from None
 
 

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from evaluation.atomic import whole_file
+from evaluation.npz import read_npz
 
 from .errors import BusyError, DataError, PipelineError
 
@@ -52,10 +51,8 @@ def remove_drafts(folder: Path) -> None:
 def read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """The arrays of these names in an `.npz`. DataError where it is not whole, or has none of a name."""
     try:
-        # numpy, given a path, leaves a file open that turns out to be damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        return read_npz(path, *names)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: no whole file of {', '.join(names)} ({error})") from None
 
 

@@ -2,8 +2,8 @@
 
 A night is known by its configuration and its images: where neither has changed since an earlier one there is nothing to
 do, and one that was killed goes on by the same call, with what it had begun with: the champion, and the shards of the
-night before, to which those of new images are added. All nights are compared with the images of the first, so that their
-scores are of one kind, unless `evaluate.reference` says what with. What came of a night is on the version in the
+night before, to which those of new images are added. All nights are compared with the images of the first, so that
+their scores are of one kind, unless `evaluate.reference` says what with. What came of a night is on the version in the
 registry.
 """
 

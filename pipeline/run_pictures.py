@@ -90,7 +90,8 @@ def _names(known: Sequence[str], classes: int) -> list[str]:
     """Of all classes; the data's names, where they are of the same classes."""
     if len(known) != classes:
         return [f"class {label}" for label in range(classes)]
-    return [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in known]
+    lines = (" ".join(name.split()) for name in known)
+    return [line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 3]}..." for line in lines]
 
 
 def _draw_closest(folder: Path, closest: Path, chunks: Chunks, reader: ShardReader) -> Iterator[Path]:

@@ -32,6 +32,7 @@ _ON_CLUSTERS = (
     "test_timeouts",
     "test_fan_out",
     "test_outside",
+    "test_real_inception",
     "test_guided",
     "test_recipes",
     "test_remote_training",

@@ -22,6 +22,7 @@ import frechet  # noqa: E402
 import records  # noqa: E402
 import roofline  # noqa: E402
 
+QUICK = ("--device", "cpu", "--quick")
 BAD_PARTS = ("failed", "cut short")
 ABSENT = (
     "ray mlflow webdataset torchmetrics torch_fidelity torchvision diffusers safetensors sklearn matplotlib PIL fsspec "
@@ -39,10 +40,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run(script: str, output: Path, *options: str, absent: str = "") -> dict[str, Any]:
     """The record that the script leaves where these packages are not installed."""
-    command = [sys.executable, "-c", WITHOUT, absent, str(SCRIPTS / script)]
-    command += ["--device", "cpu", "--quick", "--output", str(output), *options]
+    command = [sys.executable, "-c", WITHOUT, absent, str(SCRIPTS / script), "--output", str(output), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, timeout=600)
     found: dict[str, Any] = json.loads(output.read_text())
     return found
 
@@ -50,7 +50,7 @@ def run(script: str, output: Path, *options: str, absent: str = "") -> dict[str,
 def test_every_part_of_the_gpu_benchmark_runs_with_torch_numpy_and_pydantic_alone(tmp_path: Path) -> None:
     images = tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8))
-    found = run("gpu.py", tmp_path / "gpu.json", "--cifar10", str(images), absent=ABSENT)
+    found = run("gpu.py", tmp_path / "gpu.json", *QUICK, "--cifar10", str(images), absent=ABSENT)
     parts = {name: part for name, part in found.items() if isinstance(part, dict) and name != "images_per_s"}
     assert parts.keys() == {
         "correctness", "rates", "training", "sampling", "synchronisation", "roofline", "batch_sizes", "curves"
@@ -66,7 +66,7 @@ def test_every_part_of_the_gpu_benchmark_runs_with_torch_numpy_and_pydantic_alon
 
 @pytest.mark.slow
 def test_the_step_benchmark_compares_what_is_installed_and_names_what_it_leaves_out(tmp_path: Path) -> None:
-    found = run("step.py", tmp_path / "step.json", "--rounds", "1")
+    found = run("step.py", tmp_path / "step.json", *QUICK, "--rounds", "1")
     assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0
     assert found["left_out"]["ours, best settings"] == "compiled, which --quick does not do"
 
@@ -78,9 +78,38 @@ def test_the_same_network_is_built_of_diffusers_parts() -> None:
 
 @pytest.mark.slow
 def test_the_sampling_benchmark_compares_the_same_network_with_diffusers(tmp_path: Path) -> None:
-    found = run("sampling.py", tmp_path / "sampling.json", "--rounds", "1", "--batch-size", "2", "--steps", "2")
+    found = run("sampling.py", tmp_path / "sampling.json", *QUICK, "--rounds", "1", "--batch-size", "2", "--steps", "2")
     assert found["ratios"]["ours, float32 / diffusers, float32"]["ratio"] > 0
     assert found["left_out"] == ["ours, best settings"]
+
+
+@pytest.mark.slow
+def test_the_scoring_benchmark_compares_one_model_and_one_extractor_with_diffusers_and_pytorch_fid(
+    tmp_path: Path,
+) -> None:
+    found = run("scoring.py", tmp_path / "scoring.json", "--quick")
+    ours, theirs = (found[f"{name}, round 1"]["distance"] for name in ("ours", "diffusers, PNG, pytorch-fid"))
+    assert ours == pytest.approx(theirs, rel=0.3)  # other noise, and few images
+    assert found["left_out"] == {}
+    assert all(figures["ratio"] > 0 for figures in found["ratios"].values())
+    assert len(found["ratios"]) == 3
+
+
+@pytest.mark.slow
+def test_the_scoring_benchmark_names_what_it_leaves_out(tmp_path: Path) -> None:
+    found = run("scoring.py", tmp_path / "scoring.json", "--quick", "--limit-s", "1")
+    assert set(found["left_out"]) == {"ours", "one actor", "diffusers, PNG, pytorch-fid"}
+    assert found["ratios"] == {}
+
+
+@pytest.mark.slow
+def test_the_memory_benchmark_measures_both_modes_and_an_actor(tmp_path: Path) -> None:
+    found = run("scoring_memory.py", tmp_path / "memory.json", "--images", "250", "500", "--features", "16")
+    for work in ("features kept", "moments", "an actor"):
+        assert {images: figures["grown_mb"] > 0 for images, figures in found[work].items()} == {
+            "250": True,
+            "500": True,
+        }
 
 
 def test_the_frechet_benchmark_compares_the_same_distance() -> None:

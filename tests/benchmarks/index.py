@@ -22,7 +22,7 @@ from pipeline.index_builder import entry_of
 from pipeline.order import Blocks, Permutation
 from pipeline.shard_index import ShardIndex
 from pipeline.shard_table import ShardTable
-from records import Record
+from records import Record, growth
 
 WORK = ("open", "labels", "batches_blocks", "batches_permutation")
 
@@ -48,8 +48,7 @@ def synthetic(folder: Path, shards: int, samples: int) -> None:
 
 def measure(folder: Path, work: str) -> dict[str, float]:
     """Seconds and growth in MB of one piece of work in this process."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of importing torch, is not what is asked for
-    before_kb, began_s = memory_kb("VmRSS"), time.perf_counter()
+    grown_mb, began_s = growth(), time.perf_counter()
     index = ShardIndex.load(folder)
     if work == "labels":
         assert len(index.labels("train")) == index.count("train")
@@ -58,15 +57,7 @@ def measure(folder: Path, work: str) -> dict[str, float]:
         order = kind.open(index.counts("train"), seed=0)
         for step in range(100):
             assert len(order.samples(step * 256, step * 256 + 256)) == 256
-    seconds = time.perf_counter() - began_s
-    grown_mb = (memory_kb("VmHWM") - before_kb) / 1000
-    return {"seconds": round(seconds, 3), "grown_mb": round(grown_mb, 1)}
-
-
-def memory_kb(name: str) -> int:
-    """VmRSS: resident now; VmHWM: at most so far."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
-    return int(line.split()[1])
+    return {"seconds": round(time.perf_counter() - began_s, 3), "grown_mb": grown_mb()}
 
 
 def main() -> None:

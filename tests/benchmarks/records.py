@@ -1,4 +1,4 @@
-"""What the benchmarks share: contestants that take turns, a limit of time, and a record of what was measured where.
+"""What the benchmarks share: taking turns, a limit of time, growth of memory, and a record of what was measured where.
 
 The scripts of this folder import it by its bare name, since Python looks beside a script first.
 """
@@ -101,3 +101,16 @@ def ratio(speeds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
     """The median over the rounds of ours divided by theirs; a round that one of them did not finish does not count."""
     pairs = zip(speeds[ours], speeds[theirs], strict=False)
     return statistics.median(mine / other for mine, other in pairs)
+
+
+def growth() -> Callable[[], float]:
+    """By how much this process has grown at most since this was called, MB of resident set; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of what was imported, is not what is asked for
+    before_kb = memory_kb("VmRSS")
+    return lambda: round((memory_kb("VmHWM") - before_kb) / 1000, 1)
+
+
+def memory_kb(name: str) -> int:
+    """Of this process; VmRSS: resident now; VmHWM: at most so far."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])

@@ -83,6 +83,11 @@ def test_every_series_is_drawn_and_named_in_its_colour(tmp_path: Path, draw: Any
         assert count_of(names, color) > 20
 
 
+def test_names_are_drawn_as_they_are_and_not_as_formulas(tmp_path: Path) -> None:
+    quality_against_evaluations({r"$weights$ of \$x_{": [(5.0, 1.0), (10.0, 2.0)]}, "fid", tmp_path / "plot.png")
+    assert pixels(tmp_path / "plot.png").size
+
+
 def test_the_order_of_points_does_not_matter_and_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     quality_against_evaluations({"a": [(5, 3), (10, 2), (50, 1)]}, "fid", tmp_path / "plain.png")
     mixed = {"a": [(50.0, 1.0), (5.0, 3.0), (20.0, np.inf), (10.0, 2.0)], "b": [(1.0, np.nan)]}

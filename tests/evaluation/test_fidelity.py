@@ -62,7 +62,7 @@ def test_version_and_defaults_are_those_the_adapter_was_written_for() -> None:
     assert inception.PUBLISHED_URL == feature_extractor_inceptionv3.URL_INCEPTION_V3
 
 
-def test_scores_equal_calculate_metrics_to_the_last_bit(
+def test_scores_equal_calculate_metrics_to_the_last_bit_and_streamed_ones_to_rounding(
     classifier: LoadedExtractor, classifier_file: Path, digits: Digits
 ) -> None:
     expected = torch_fidelity.calculate_metrics(
@@ -85,7 +85,10 @@ def test_scores_equal_calculate_metrics_to_the_last_bit(
         extract(classifier, np.split(images, range(100, len(images), 100))) for images in (digits.heldout, digits.train)
     )
     statistics = feature_statistics(reference.pool)
-    found = scores.score(classifier.identity, FeatureSet.of(generated, 100), statistics, reference.pool)
+    kept, streamed = (
+        scores.score(classifier.identity, FeatureSet.of(generated, 100, keep), statistics, reference.pool)
+        for keep in (True, False)
+    )
     for ours, theirs in {
         "fid_classifier": "frechet_inception_distance",
         "inception_score_classifier_mean": "inception_score_mean",
@@ -95,7 +98,9 @@ def test_scores_equal_calculate_metrics_to_the_last_bit(
         "precision_classifier": "precision",
         "recall_classifier": "recall",
     }.items():
-        assert found[ours].value == expected[theirs], ours
+        assert kept[ours].value == expected[theirs], ours
+        tolerance = 1e-12 if ours.startswith("inception") else 1e-9
+        assert streamed[ours].value == pytest.approx(expected[theirs], rel=tolerance), ours
 
 
 def test_inception_at_layer_64_equals_calculate_metrics(inception_file: Path, digits: Digits) -> None:

@@ -1,7 +1,9 @@
 """Only the weights that were asked for are read, and nothing but tensors is read from them."""
 
+import contextlib
 import hashlib
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,19 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match=r"text.pth: not a file of plain tensors"):
         Inception(weights=str(path)).read()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_in_a_weights_file_is_one_kind_of_error(tmp_path: Path, zipped: bool) -> None:
+    path, chance = tmp_path / "weights.pth", random.Random(0)
+    torch.save({"weight": torch.arange(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(EvaluationError):  # where the flipped bit says nothing
+            Inception(weights=str(path)).read()
 
 
 @pytest.mark.parametrize(("value", "found"), [([1, 2], "list"), ({"epoch": 3}, "dict")])

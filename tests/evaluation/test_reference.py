@@ -11,7 +11,15 @@ from evaluation.extractors import ExtractorIdentity
 from evaluation.feature_set import feature_statistics
 from evaluation.moments import Statistics
 from evaluation.protocol import Reference
-from evaluation.reference import ReferenceKey, import_reference, read_reference, write_reference
+from evaluation.reference import (
+    ReferenceKey,
+    StoredReference,
+    check_extractor,
+    open_reference,
+    read_foreign,
+    read_reference,
+    write_reference,
+)
 from evaluation.scores import frechet_distance
 
 EXTRACTOR = ExtractorIdentity(kind="inception", layer="768", digest="a" * 64, resize="tf1-bilinear-299")
@@ -126,6 +134,10 @@ def test_a_key_of_another_version_is_refused(path: Path) -> None:
         ({"sigma": np.full((6, 6), np.nan)}, "statistics are not finite"),
         ({"sigma": np.triu(np.ones((6, 6)))}, "sigma is not symmetric"),
         ({"sigma": -np.eye(6)}, "with variances of at least 0"),
+        (
+            {"sigma": 2 * np.ones((6, 6)) - np.eye(6)},
+            "sigma has eigenvalues from -1 to 11, and a covariance none below",
+        ),
         ({"mu": np.array([object()])}, "no whole .npz of mu, sigma"),
     ],
 )
@@ -133,8 +145,7 @@ def test_arrays_that_are_no_mean_and_covariance_are_refused(
     tmp_path: Path, changes: dict[str, np.ndarray], message: str
 ) -> None:
     with pytest.raises(EvaluationError, match=message):
-        import_reference(theirs(tmp_path / "theirs.npz", **changes), tmp_path / "ours.npz")
-    assert not (tmp_path / "ours.npz").exists()
+        read_foreign(theirs(tmp_path / "theirs.npz", **changes))
 
 
 def test_statistics_without_a_value_and_of_another_count_are_not_written(tmp_path: Path) -> None:
@@ -149,7 +160,7 @@ def test_statistics_without_a_value_and_of_another_count_are_not_written(tmp_pat
 
 def test_imported_statistics_are_used_and_what_they_do_not_say_is_unknown(tmp_path: Path) -> None:
     single = theirs(tmp_path / "theirs.npz", mu=STATISTICS.mu.astype(np.float32))
-    imported = import_reference(single, tmp_path / "lsun.npz")
+    imported = imported_as(single, tmp_path / "lsun.npz")
     statistics, key = read_reference(tmp_path / "lsun.npz", KEY)  # nothing known contradicts what is expected
     assert key == imported.key
     assert (key.reference.split, key.reference.images, key.reference.flipped) == ("unknown", None, None)
@@ -159,9 +170,9 @@ def test_imported_statistics_are_used_and_what_they_do_not_say_is_unknown(tmp_pa
 
 
 def test_two_imported_references_are_told_apart(tmp_path: Path) -> None:
-    first = import_reference(theirs(tmp_path / "a.npz"), tmp_path / "one.npz").key
-    again = import_reference(theirs(tmp_path / "b.npz"), tmp_path / "two.npz").key
-    other = import_reference(theirs(tmp_path / "c.npz", mu=STATISTICS.mu + 1), tmp_path / "three.npz").key
+    first = imported_as(theirs(tmp_path / "a.npz"), tmp_path / "one.npz").key
+    again = imported_as(theirs(tmp_path / "b.npz"), tmp_path / "two.npz").key
+    other = imported_as(theirs(tmp_path / "c.npz", mu=STATISTICS.mu + 1), tmp_path / "three.npz").key
     assert first == again
     assert first.reference.data_digest != other.reference.data_digest
     assert first.reference.data_digest.startswith("statistics:")
@@ -172,3 +183,29 @@ def test_statistics_of_another_tool_are_not_taken_for_ours(tmp_path: Path) -> No
         EvaluationError, match=r"key is not a file in the archive.*import it where another tool made it"
     ):
         read_reference(theirs(tmp_path / "theirs.npz"))
+
+
+def test_a_file_of_ours_is_taken_for_the_extractor_that_made_it_alone(path: Path, tmp_path: Path) -> None:
+    stored = open_reference(path)
+    assert stored.key == KEY
+    check_extractor(path, stored, EXTRACTOR, 6)
+    other = EXTRACTOR.model_copy(update={"layer": "2048"})
+    says = r"cifar10-train.npz: made by another extractor; expected against found: layer: 2048 against 768"
+    with pytest.raises(EvaluationError, match=says):
+        check_extractor(path, stored, other, 6)
+    foreign = theirs(tmp_path / "theirs.npz")
+    check_extractor(foreign, open_reference(foreign), other, 6)
+    with pytest.raises(EvaluationError, match=r"theirs.npz: statistics of 6 features, and inception, layer 2048"):
+        check_extractor(foreign, open_reference(foreign), other, 2048)
+    imported_as(foreign, tmp_path / "imported.npz")
+    assert open_reference(tmp_path / "imported.npz").key.reference.split == "unknown"
+    np.save(tmp_path / "mu.npy", STATISTICS.mu)
+    with pytest.raises(EvaluationError, match=r"mu.npy: no whole .npz of mu, sigma \(a single array"):
+        open_reference(tmp_path / "mu.npy")
+
+
+def imported_as(foreign: Path, path: Path) -> StoredReference:
+    """Another tool's statistics, kept in our form."""
+    stored = read_foreign(foreign)
+    write_reference(path, *stored)
+    return stored

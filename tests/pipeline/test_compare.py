@@ -104,7 +104,21 @@ def test_a_protocol_of_another_version_is_refused_by_name(tmp_path: Path, capsys
     del summary["protocol"]["precision"]
     path.write_text(json.dumps(summary))
     assert main(["compare", one, other]) == 2
-    assert "tuesday: its protocol is of another version of this program (precision)" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "tuesday: its protocol or scores are of another version of this program (precision)" in refusal
+
+
+def test_scores_that_are_no_numbers_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = write(tmp_path / "monday", {"fid": 3.25}), write(tmp_path / "tuesday", {"fid": "low"})  # type: ignore[dict-item]
+    assert main(["compare", one, other]) == 2
+    assert "tuesday: its protocol or scores are of another version of this program (fid)" in capsys.readouterr().err
+
+
+def test_a_version_that_others_registered_is_refused(run: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run.client.create_registered_model("foreign")
+    run.client.create_model_version("foreign", f"runs:/{run.run_id}/model", run.run_id)
+    assert main(["compare", "models:/foreign/1", "models:/foreign/1", "--tracking-uri", run.uri]) == 2
+    assert "models:/foreign/1: version 1 was not scored by this program; name one that was" in capsys.readouterr().err
 
 
 def test_a_registered_version_is_compared_by_what_mlflow_has_of_it(

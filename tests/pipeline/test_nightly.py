@@ -24,10 +24,10 @@ version: 1
 name: night
 data: {{source: {{kind: image_folder, path: {images}}}, image_size: 8, channels: 1, heldout_fraction: 0.2}}
 network:
-  {{kind: ddpm_unet, base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4], \
+  {{kind: ddpm_unet, base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_sizes: [4], \
    dropout: 0.0}}
 path: {{kind: vp_cosine}}
-train: {{images: 6_400, batch_size: 64, num_workers: 1, learning_rate: 3.0e-3, ema: {{half_life_images: 1_000}}}}
+train: {{images: 19_200, batch_size: 64, num_workers: 1, learning_rate: 3.0e-3, ema: {{half_life_images: 2_000}}}}
 sample: {{images: 200, chunk_images: 20, sampler: {{kind: ddim, steps: 10, grid: uniform}}}}
 evaluate: {{extractor: {{kind: classifier, images: 8_000, width: 4, features: 16}}}}
 register: {{model_name: night, gate: {{most_copies: 1, most_loss: 0.9}}}}

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from evaluation.reference import read_reference, write_reference
 from pipeline.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("head")
@@ -129,3 +130,18 @@ def test_a_truncated_reference_and_one_without_images_are_refused(
     assert "torn.npz: no whole .npz of mu, sigma" in " ".join(capsys.readouterr().err.split())
     assert main(["evaluate", str(output / "tiny.yaml"), "--reference", str(torn)]) == 2
     assert "--reference: what --images are compared with" in capsys.readouterr().err
+
+
+def test_statistics_of_other_data_in_the_place_of_the_reference_are_refused(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = saved(tmp_path / "noise.npz", NOISE)
+    scores_of(output, images, capsys)
+    (path,) = output.glob("out/stages/reference-*/statistics.npz")
+    content, (statistics, key) = path.read_bytes(), read_reference(path)
+    other = key.reference.model_copy(update={"data_digest": "e" * 64})
+    write_reference(path, statistics, key.model_copy(update={"reference": other}))
+    assert evaluate(output, images) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "statistics.npz: a reference of something else; expected against found: reference data digest" in message
+    path.write_bytes(content)

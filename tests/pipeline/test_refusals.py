@@ -235,6 +235,18 @@ def test_a_missing_weights_file_is_refused_before_training(
     assert not list((tmp_path / "out/stages").glob("train-*"))
 
 
+def test_weights_of_another_digest_are_refused_before_training(
+    digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    weights, expected = tmp_path / "inception.pth", "0" * 64
+    weights.write_bytes(b"others")
+    extractor = f"evaluate.extractor={{kind: inception, weights: {weights}, weights_sha256: '{expected}'}}"
+    code, message = refused(capsys, "run", *digits, extractor)
+    assert code == 1
+    assert f"expected {expected}; the file is damaged or another one" in message
+    assert not list((tmp_path / "out/stages").glob("train-*"))
+
+
 def test_the_classifier_without_labels_is_refused_before_training(
     digits: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
