@@ -14,7 +14,7 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "stage"
     with exclusive(folder, "train stage"):
         assert folder.is_dir()
-        message = rf"{folder}: another process is at this train stage; wait for it, or stop it"
+        message = rf"{folder}: another process \(\d+ on .+, since .+ UTC\) is at this train stage; wait for it"
         with pytest.raises(PipelineError, match=message), exclusive(folder, "train stage"):
             pass
     with exclusive(folder, "train stage"):
