@@ -64,6 +64,8 @@ class Beginning(Record):
     """The version that is champion; null: there is none."""
     base: Path | None
     """The images as the last night had prepared them; null: they are prepared anew."""
+    reference: Path | None
+    """The images to compare with; null: as the configuration has it."""
 
 
 @dataclass
@@ -91,7 +93,8 @@ class Night:
         if not path.exists():
             with reported(f"look up {self.model_name}", self.uri):
                 champion = self._champion()
-            write_json(path, Beginning(champion=champion, base=self._base()).model_dump(mode="json"))
+            beginning = Beginning(champion=champion, base=self._base(), reference=self._reference())
+            write_json(path, beginning.model_dump(mode="json"))
         return Beginning.model_validate_json(path.read_text(encoding="utf-8"))
 
     def _base(self) -> Path | None:
@@ -99,14 +102,24 @@ class Night:
         last = self.folder / _LAST
         if not last.exists() or not can_grow(self.config.data.source):
             return None
-        folder = self.run.output / str(read_json(last)["prepared"])
+        before = read_json(last)
+        folder = self.run.output / str(before["prepared"])
         try:
             added = new_files(self.config.data, folder)
         except DataError as error:
             self.terminal.line(f"all images are prepared anew: {error}")
             return None
         self.terminal.line(f"{count(len(added), 'new files')} beside those of the last night")
+        if not added:  # then they are what they were, and are found again
+            return Path(before["base"]) if before["base"] else None
         return folder
+
+    def _reference(self) -> Path | None:
+        """The images of the first night, unless the configuration says what to compare with."""
+        pinned = self.folder / _PINNED
+        if self.config.evaluate.reference is not None or not pinned.exists():
+            return None
+        return self.run.output / str(read_json(pinned)["prepared"])
 
     def _champion(self) -> int | None:
         client = connect(self.uri)
@@ -129,11 +142,7 @@ class Night:
     def training(self, beginning: "Beginning") -> Config:
         """What is run this night."""
         data = {"base": str(beginning.base)} if beginning.base else {}
-        pinned = self.folder / _PINNED
-        if self.config.evaluate.reference is None and pinned.exists():
-            compared = {"reference": str(self.run.output / str(read_json(pinned)["prepared"]))}
-        else:
-            compared = {}
+        compared = {"reference": str(beginning.reference)} if beginning.reference else {}
         start = {}
         if beginning.champion is not None and self.config.nightly.start == "champion":
             start = {"warm_start": f"models:/{self.model_name}/{beginning.champion}"}
@@ -143,7 +152,8 @@ class Night:
         """Writes down which night the version is of, and for the next one which shards it had."""
         facts = ended.results["register"].facts
         prepared = ended.results["prepare"].folder.relative_to(self.run.output)
-        write_json(self.folder / _LAST, {"prepared": str(prepared)})
+        base = ended.config.data.base
+        write_json(self.folder / _LAST, {"prepared": str(prepared), "base": base and str(base)})
         if not (self.folder / _PINNED).exists():
             write_json(self.folder / _PINNED, {"prepared": str(prepared)})
         with reported("close the night", self.uri):
