@@ -5,7 +5,7 @@ images of the run file, or with statistics that are given.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cluster import connected
 from .config import Config
@@ -27,6 +27,9 @@ from .sources import Arrays, ImageFolder, Shards, Source
 from .stage import Run
 from .terminal import Terminal
 
+if TYPE_CHECKING:
+    from evaluation.reference import StoredReference
+
 SCORES = "scores.json"
 
 
@@ -36,7 +39,10 @@ def run_outside(config: Config, images: Path, statistics: Path | None, terminal:
     statistics: an `.npz` of `mu` and `sigma`, ours or of pytorch-fid, clean-fid or EDM, in place of those of the
     training images.
     """
+    from evaluation.reference import open_reference  # which brings torch-fidelity
+
     run, theirs = Run(config, terminal), Run(_of_images(config, images), terminal)
+    stored = open_reference(statistics) if statistics else None  # refused before anything is spent
     with connected(config.cluster) as cluster:
         run.cluster = theirs.cluster = cluster
         cluster.require(min(config.sampler_range), "cluster.num_samplers")
@@ -44,7 +50,7 @@ def run_outside(config: Config, images: Path, statistics: Path | None, terminal:
             advance(each, Prepare())
         advance(run, Reference())
         with terminal.stage("evaluate", str(images)) as report:
-            path = _score(run, theirs, statistics)
+            path = _score(run, theirs, statistics, stored)
             scored = read_json(path)
             report.figure = f"{scored['images']:,} images"
     rows = [(name, "not available" if value is None else f"{value:.4g}") for name, value in scored["scores"].items()]
@@ -56,7 +62,8 @@ def run_outside(config: Config, images: Path, statistics: Path | None, terminal:
 
 def _of_images(config: Config, images: Path) -> Config:
     """The same run file with these images as its data, none held out."""
-    data = config.data.model_copy(update={"source": _source(images.expanduser().absolute()), "heldout_fraction": 0.0})
+    source = _source(images.expanduser().absolute())
+    data = config.data.model_copy(update={"source": source, "heldout_fraction": 0.0, "base": None})
     return config.model_copy(update={"data": data})
 
 
@@ -67,16 +74,18 @@ def _source(images: Path) -> Source:
         raise ConfigError(
             f"--images {images}: not there; name a folder of images, a webdataset tar, or an .npz or .npy"
         )
+    if ".tar." in images.name or images.suffix == ".tgz":
+        raise ConfigError(f"--images {images}: a compressed tar; unpack it, and name the .tar or the folder")
     if images.suffix == ".tar":
         return Shards(urls=(str(images),))
     return Arrays(images=images)
 
 
-def _score(run: Run, theirs: Run, statistics: Path | None) -> Path:
-    """Takes the features that are missing and writes the scores."""
+def _score(run: Run, theirs: Run, statistics: Path | None, stored: "StoredReference | None") -> Path:
+    """Takes the features that are missing and writes the scores. stored: what is in the file of the statistics."""
     from evaluation import scores
     from evaluation.feature_set import FeatureSet
-    from evaluation.reference import ReferenceKey, check_extractor, open_reference
+    from evaluation.reference import ReferenceKey, check_extractor
 
     prepared, reference = theirs.results["prepare"], run.results["reference"]
     images = prepared.facts["train_images"]
@@ -91,10 +100,9 @@ def _score(run: Run, theirs: Run, statistics: Path | None) -> Path:
     take_features(run, "evaluate", extraction, features, packed)
     whole = FeatureSet.folded(images, features.parts("train"), run.config.evaluate.keep_features)
     against: ReferenceKey = reference_key(run)
-    if statistics is None:
+    if statistics is None or stored is None:
         found = scores.score(against.extractor, whole, reference_statistics(run), RealFeatures.of(run).subset())
     else:
-        stored = open_reference(statistics)
         check_extractor(statistics, stored, against.extractor, whole.statistics.mu.size)
         found = scores.score(against.extractor, whole, stored.statistics)
         against = ReferenceKey(reference=stored.key.reference, extractor=against.extractor)

@@ -15,7 +15,7 @@ from pipeline.files import exclusive
 from pipeline.mlflow_store import connect
 from pipeline.shard_index import ShardIndex
 
-from .commands import new_folder, run_here
+from .commands import kill_when, new_folder, run, run_here
 
 pytestmark = [pytest.mark.usefixtures("head"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -189,3 +189,32 @@ def test_a_version_is_promoted_by_hand(
     capsys.readouterr()
     verb(folder, "history", "night")
     assert "version 3 in place of 1: for the demo" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_night_goes_on_and_a_second_one_at_the_same_time_says_why_not(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    images = tmp_path_factory.mktemp("images")
+    add_digits(images, 0, 300)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE.format(images=images))
+    outputs, refused = folder / "outputs", list[str]()
+
+    def samples_are_there() -> bool:
+        if not refused and (outputs / "nights/.night.holder").exists():
+            second = run("nightly", folder)
+            assert second.returncode == 4
+            refused.append(second.stderr)
+        return any(outputs.glob("stages/sample-*/chunk-*.npz"))
+
+    kill_when(samples_are_there, "nightly", folder)
+    assert "is at this night; wait for it, or stop it" in refused[0]
+    done = run("nightly", folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^promoted +version 1 is the first champion$", done.stdout, re.MULTILINE)
+    assert "skipped: same inputs (loss" in done.stdout
+    client = connect(uri_of(folder))
+    assert len(client.search_model_versions("name = 'night'")) == 1
+    experiment = client.get_experiment_by_name("diffusion")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
