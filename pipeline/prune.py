@@ -62,7 +62,7 @@ def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: 
     did = "removed" if really else "to be removed"
     terminal.facts(
         {
-            f"versions {did}": f"{versions} of {len(numbers)}",
+            f"versions {did}": f"{versions} ({len(old)} of {len(numbers)})",
             f"folders {did}": f"{len(folders)}, {size / 1e6:,.1f} MB below {output}",
             **({} if really else {"nothing was removed": "give --really"}),
         }

@@ -97,7 +97,10 @@ def test_statistics_that_others_made_take_the_place_of_the_training_images(
     ("make", "says"),
     [
         (lambda folder: folder / "nowhere.npz", "nowhere.npz: not there; name a folder of images"),
-        (lambda folder: saved(folder / "a.npz", DIGITS).rename(folder / "a.tar.gz"), "a.tar.gz: a compressed tar; unpack"),
+        (
+            lambda folder: saved(folder / "a.npz", DIGITS).rename(folder / "a.tar.gz"),
+            "a.tar.gz: a compressed tar; unpack",
+        ),
         (lambda folder: saved(folder / "float.npz", DIGITS / 255.0), "float64"),
         (lambda folder: saved(folder / "large.npz", np.zeros((4, 9, 9, 1), np.uint8)), "9"),
         (lambda folder: saved(folder / "one.npz", DIGITS[:1]), "1 image"),
