@@ -99,7 +99,9 @@ class EvaluateConfig(Record):
     def reference_digest(self) -> str | None:
         """sha256 of the file of `reference`; empty where there is no file, None where none is named."""
         file = self.reference_file
-        return file and (sha256_of(file) if file.is_file() else "")
+        if file is None:
+            return None
+        return sha256_of(file) if file.is_file() else ""
 
 
 class RegisterConfig(Record):
