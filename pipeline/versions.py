@@ -28,11 +28,8 @@ def show_history(name: str, uri: str, terminal: Terminal) -> None:
         rows += [_row(client, each, aliases) for each in found]
         events = champions(client, name)
     terminal.table(rows, ">" + "<" * 5)
-    moves = {moment: f"version {each['version']}{_before(each)}: {each['why']}" for moment, each in events}
-    if moves:
-        terminal.line("")
-        terminal.line("champions")
-        terminal.facts(moves)
+    moves = [(moment, str(each["version"]), str(each["before"] or ""), each["why"]) for moment, each in events]
+    terminal.table([("champion since", "version", "before", "because"), *moves], "<>><")
 
 
 def promote(model: str, because: str, uri: str, terminal: Terminal) -> None:
@@ -86,7 +83,3 @@ def _row(client: "MlflowClient", version: "ModelVersion", aliases: dict[str, int
     mine = ", ".join(alias for alias, pointed in sorted(aliases.items()) if pointed == number)
     score = f"{version.tags.get(PRIMARY_TAG, '')} {scored}" if scored else "none"
     return (str(number), made, score, protocol[:8], mine, version.tags.get(VERDICT_TAG, "none yet"))
-
-
-def _before(event: dict[str, Any]) -> str:
-    return f" in place of {event['before']}" if event["before"] else ""
