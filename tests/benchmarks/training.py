@@ -5,8 +5,9 @@
 All train the network of `digits.yaml` with its batch, in float32, not compiled, by Adam's fused kernel, on two threads;
 they take turns, so that what else the machine does falls on all. What the bare loop lacks: averaged weights, clipping,
 steps left out where they are not finite, noise as a function of an image's position, the reader and its order, the
-curve, MLflow, checkpoints, Ray. Ratios are medians over the rounds; an idle machine is assumed. Of the time of two
-workers it is told, too, which share goes into what, as the training curve has it.
+curve, MLflow, checkpoints, Ray. The step alone has the first four of these and is taken in the same process as the bare
+loop's: what the pipeline loses beyond it is not the step's. Ratios are medians over the rounds; an idle machine is
+assumed. Of the time of two workers it is told, too, which share goes into what, as the training curve has it.
 """
 
 import argparse
@@ -29,10 +30,13 @@ from pipeline.prepare import Prepare
 from pipeline.reader import ShardReader
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
+from pipeline.train import recipe_of
+from pipeline.train_step import Batch, TrainStep
 from records import Record, Speeds, ratio, take_turns
 
 RUN_FILE = Path(__file__).parents[2] / "pipeline/runs/digits.yaml"
 BARE = "bare loop, 1 process of 2 threads"
+STEP = "our step alone, the same process"
 ONE, TWO = "pipeline, 1 worker of 2 threads", "pipeline, 2 workers of 1 thread"
 GOAL = 0.97
 
@@ -58,13 +62,31 @@ def bare_loop(config: Config, images: torch.Tensor, seconds: float) -> float:
         loss.backward()
         optimizer.step()
 
+    return batch * steps_per_s(step, seconds)
+
+
+def steps_per_s(step: Callable[[], None], seconds: float) -> float:
+    """Once it has warmed up."""
     for _ in range(20):
         step()
     steps, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         step()
         steps += 1
-    return steps * batch / elapsed
+    return steps / elapsed
+
+
+def step_alone(config: Config, images: torch.Tensor, seconds: float) -> float:
+    """Images per second of the pipeline's training step on images that lie in memory. images: uint8 [N, H, W, C]."""
+    torch.set_num_threads(2)
+    step, batch = TrainStep(recipe_of(config), torch.device("cpu")), config.train.batch_size
+    labels = torch.full((batch,), -1)
+
+    def take() -> None:
+        chosen = images[torch.randint(len(images), (batch,))]
+        step(Batch(step.state.images_seen, chosen, labels))
+
+    return batch * steps_per_s(take, seconds)
 
 
 def pipeline_speed(workers: int, images: int, output: str, shares: dict[int, Shares], round_: int) -> float:
@@ -100,13 +122,14 @@ def measure(images: int, rounds: int, record: Record) -> tuple[Speeds, dict[int,
     speeds: Speeds = {}
     shares: dict[int, Shares] = {}
     with tempfile.TemporaryDirectory() as output:
-        config = load(RUN_FILE, [f"output={output}"], Config)
+        config = load(RUN_FILE, [f"output={output}", "train.precision=fp32"], Config)
         run = Run(config, Terminal(Console(quiet=True)))
         run.results["prepare"] = Prepare().finish(run)
         reader = ShardReader(run.index, "train", "host")
         data = torch.from_numpy(reader.read(torch.arange(len(reader)).numpy()))
         contestants: dict[str, Callable[[int], float]] = {
             BARE: lambda _: bare_loop(config, data, 20.0),
+            STEP: lambda _: step_alone(config, data, 20.0),
             ONE: partial(pipeline_speed, 1, images, output, shares),
             TWO: partial(pipeline_speed, 2, images, output, shares),
         }
@@ -123,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     record = Record(options.output, torch.device("cpu"))
     speeds, shares = measure(options.images, options.rounds, record)
-    ratios = {name: ratio(speeds, name, BARE) for name in (ONE, TWO)}
+    ratios = {name: ratio(speeds, name, BARE) for name in (STEP, ONE, TWO)}
     record["ratio_to_bare_loop"] = ratios
     record["shares_of_time_by_workers"] = shares
     print(f"\n{'':<36}{'ratio to the bare loop':>24}{'goal':>7}")
