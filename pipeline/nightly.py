@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from model import ClassLabels, Record, Unconditional
 
 from .config import Config
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .files import digest, exclusive, read_json, write_json
 from .flow import run_flow
 from .gate import Standing
@@ -48,8 +50,8 @@ class Outcome:
     model_name: str
     version: int
     """The one that the night made."""
-    champion: int
-    """The version to use from now on."""
+    champion: int | None
+    """The version to use from now on; None: there is none."""
 
     @property
     def exit_code(self) -> int:
@@ -136,7 +138,7 @@ class Night:
             if not found:
                 return None
             verdict = f"neither images nor configuration have changed since: {found[0].tags[VERDICT_TAG]}"
-            champion = self._champion() or 0
+            champion = self._champion()
         return Outcome("nothing new", verdict, self.model_name, int(found[0].version), champion)
 
     def training(self, beginning: "Beginning") -> Config:
@@ -157,7 +159,7 @@ class Night:
         if not (self.folder / _PINNED).exists():
             write_json(self.folder / _PINNED, {"prepared": str(prepared)})
         with reported("close the night", self.uri):
-            version, champion = int(facts["model_version"]), self._champion() or 0
+            version, champion = int(facts["model_version"]), self._champion()
             connect(self.uri).set_model_version_tag(self.model_name, str(version), NIGHT_TAG, self.key)
         result: Result = "promoted" if facts["is_champion"] else "rejected"
         return Outcome(result, facts["verdict"], self.model_name, version, champion)
@@ -183,8 +185,15 @@ def run_nightly(config: Config, terminal: Terminal) -> Outcome:
 
 
 def _score_again(night: Night, tonight: Config, champion: int) -> None:
-    """Scores the champion as tonight's model will be, unless its scores under this protocol are known."""
-    config = as_it_is(tonight, night.model_name, champion, night.uri)
+    """Scores the champion as tonight's model will be, unless its scores under this protocol are known.
+
+    One that cannot be drawn from in this way keeps the scores that it has, and the gate looks for those.
+    """
+    try:
+        config = as_it_is(tonight, night.model_name, champion, night.uri)
+    except ConfigError as error:
+        night.terminal.line(f"it cannot be: {error}")
+        return
     evaluated = run_flow(config, night.terminal, until="evaluate").results["evaluate"].facts
     protocol_digest = evaluated["protocol_digest"]
     with reported(f"score version {champion} again", night.uri):
@@ -195,18 +204,25 @@ def _score_again(night: Night, tonight: Config, champion: int) -> None:
 
 
 def as_it_is(config: Config, model_name: str, version: int, uri: str) -> Config:
-    """A configuration that takes a registered version as it is and draws and scores as `config` does."""
+    """A configuration that takes a registered version as it is and draws and scores as `config` does.
+
+    ConfigError where the version is of another format, or cannot be drawn from in this way.
+    """
     name = f"models:/{model_name}/{version}"
     with weights_of(name, uri, config.tracking.timeout_s) as (_, _, description):
         assert description is not None  # a version has one
         there = described_in(description)
-    return changed(
-        config,
-        name=f"{config.name}-champion",
-        train={"images": 0, "warm_start": name},
-        sample={"sigma_rel": None},
-        **_model_parts(there, config),
-    )
+    try:
+        return changed(
+            config,
+            name=f"{config.name[:40]}-champion",
+            train={"images": 0, "warm_start": name},
+            sample={"sigma_rel": None},
+            **_model_parts(there, config),
+        )
+    except ValidationError as error:
+        reasons = "; ".join(str(each["msg"]).removeprefix("Value error, ") for each in error.errors())
+        raise ConfigError(f"{name}: does not go with this configuration: {reasons}") from None
 
 
 def _model_parts(there: Description, config: Config) -> dict[str, Any]:

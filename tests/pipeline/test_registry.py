@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
-from pipeline.errors import TrackingError
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.errors import ConfigError, TrackingError
 from pipeline.gate import Gate, Standing
 from pipeline.model_package import ModelPackage
+from pipeline.nightly import as_it_is
 from pipeline.registry import Registered, add_scores, register, standing
 from pipeline.tracking import TrackedRun
 
@@ -29,6 +32,7 @@ SPEC = ModelSpec(
 )
 SAMPLER = DDIM(steps=2)
 GATE = Gate()
+RUNS = Path(__file__).parents[2] / "pipeline/runs"
 
 
 @pytest.fixture
@@ -159,6 +163,19 @@ def test_a_version_of_another_protocol_is_compared_once_the_champion_was_scored_
     assert register(run, night(package, "c", 20.0, protocol_digest=other), name, GATE).verdict == (
         "version 3 is champion: fid_classifier 20 ± 0.5 against 30 ± 0.5 of version 1"
     )
+
+
+def test_a_version_of_another_network_is_scored_as_it_is(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, package, name, GATE)
+    config = load(RUNS / "digits.yaml", ["sample.images=40"], Config)
+    assert config.spec != SPEC
+    scored = as_it_is(config, name, 1, run.uri)
+    assert scored.spec == SPEC
+    assert (scored.train.images, scored.train.warm_start) == (0, f"models:/{name}/1")
+    assert (scored.name, scored.sample, scored.evaluate) == ("digits-champion", config.sample, config.evaluate)
+    told = ["conditioning={kind: class_label, classes: 10}", "sample.guidance={kind: classifier_free}"]
+    with pytest.raises(ConfigError, match=f"models:/{name}/1: does not go with this configuration: .*classifier_free"):
+        as_it_is(load(RUNS / "digits.yaml", told, Config), name, 1, run.uri)
 
 
 def test_registering_again_finds_the_version(run: TrackedRun, package: ModelPackage, name: str) -> None:
