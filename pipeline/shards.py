@@ -19,12 +19,12 @@ from .errors import DataError
 from .files import read_json, sha256_of, write_json
 from .image_files import in_order
 from .index_builder import IndexBuilder, heldout_mask, joined, with_split
-from .remote import is_remote, shown
+from .remote import is_remote, shown, without_secrets
 from .shard_cache import Content, ShardCache, ShardCacheConfig
 from .shard_images import ShardFormat, encode, shape_of
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, ImageFolder, Shards, Stream, can_grow
+from .sources import DataConfig, ImageFolder, Shards, Stamp, Stream, can_grow
 from .stream import reference_images
 from .tar_members import TarSample, read_samples
 from .tar_writer import write_tar
@@ -54,7 +54,7 @@ def pack(data: DataConfig, folder: Path, on_progress: OnProgress) -> ShardIndex:
         images = _open(data)
         index = _pack_images(images, range(len(images)), data, folder, on_progress)
     if can_grow(data.source):
-        write_json(folder / _FILES, data.source.stamps())
+        write_json(folder / _FILES, _known(data.source))
     return _saved(index)
 
 
@@ -68,7 +68,7 @@ def new_files(data: DataConfig, base: Path) -> list[int]:
     remedy = "leave data.base out, and all is prepared anew"
     if not (base / _FILES).exists():
         raise DataError(f"{base}: no {_FILES}, which says of which files stage prepare has made it; {remedy}")
-    before, now = (list(map(json.dumps, stamps)) for stamps in (read_json(base / _FILES), data.source.stamps()))
+    before, now = (list(map(json.dumps, stamps)) for stamps in (read_json(base / _FILES), _known(data.source)))
     if lost := set(before) - set(now):
         raise DataError(
             f"{base}: {len(lost)} of its {len(before)} files are gone or have changed, such as {min(lost)}; {remedy}"
@@ -80,6 +80,11 @@ def new_files(data: DataConfig, base: Path) -> list[int]:
             raise DataError(f"{base}: its classes are {first}, and those of the source are now {second}; {remedy}")
     known = set(before)
     return [number for number, stamp in enumerate(now) if stamp not in known]
+
+
+def _known(source: ImageFolder | Shards) -> list[Stamp]:
+    """By which its files are known again: remote ones without what a URL may hold of secrets, which changes."""
+    return [without_secrets(stamp) if isinstance(stamp, str) else stamp for stamp in source.stamps()]
 
 
 def _grown(data: DataConfig, base_folder: Path, folder: Path, on_progress: OnProgress) -> ShardIndex:

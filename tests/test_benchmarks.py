@@ -60,7 +60,7 @@ def test_every_part_of_the_gpu_benchmark_runs_with_torch_numpy_and_pydantic_alon
     assert parts["training"]["diffusers"] == "left out: not installed"
     assert parts["correctness"]["float32, relative error of the gradient"] < 1e-4
     assert (
-        found["command"] == "python tests/benchmarks/gpu.py --device cpu --quick --output gpu.json --cifar10 images.npy"
+        found["command"] == "python tests/benchmarks/gpu.py --output gpu.json --device cpu --quick --cifar10 images.npy"
     )
 
 

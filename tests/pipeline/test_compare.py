@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from evaluation import ExtractorIdentity, Protocol, Reference
 from pipeline.__main__ import main
 from pipeline.compare import Scored, verdict
+from pipeline.gate import Gate
 from pipeline.model_package import ModelPackage
 from pipeline.registry import register
 from pipeline.tracking import TrackedRun
@@ -140,7 +141,7 @@ def test_a_registered_version_is_compared_by_what_mlflow_has_of_it(
         data_digest="d",
         trained_images=1_000,
     )
-    register(run, package, "compared")
+    register(run, package, "compared", Gate())
     other = write(tmp_path / "tuesday", {"fid": 3.0, "fid_se": 0.04})
     assert main(["compare", "models:/compared@champion", other, "--tracking-uri", run.uri]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -38,6 +38,7 @@ from model import (
 )
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
+from pipeline.gate import Gate
 from pipeline.model_package import ModelPackage
 from pipeline.registry import register
 from pipeline.stored_model import _files_in, load_stored
@@ -358,7 +359,7 @@ def version(uri: str, tmp_path_factory: pytest.TempPathFactory, model: TrainedMo
         data_digest="d" * 64,
         trained_images=1,
     )
-    register(run, package, "drawn")
+    register(run, package, "drawn", Gate())
     return "drawn", uri
 
 

@@ -16,6 +16,8 @@ from pipeline.shard_index import ShardIndex
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 
+from .conftest import Served
+
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 
 
@@ -139,3 +141,19 @@ def test_images_to_compare_with_must_be_alike(images: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=message):
         check_prepared(run)
     assert run.compared.digest == first.facts["data_digest"]
+
+
+def test_remote_tars_are_known_again_under_another_signature(images: Path, tmp_path: Path, served: Served) -> None:
+    packed = prepared(tmp_path / "packed", f"{{kind: image_folder, path: {images}}}").folder
+    (packed / "train-000000.tar").rename(served.folder / "a.tar")
+    cache = f"data.shard_cache.folder={tmp_path / 'cache'}"
+
+    def source(signature: str, tars: str) -> str:
+        return f"{{kind: shards, urls: ['{served.url}/{tars}.tar?signature={signature}']}}"
+
+    first = Prepare().finish(Run(config_of(tmp_path, source("one", "a"), cache), Terminal(brief=True)))
+    assert "one" not in (first.folder / "files.json").read_text()
+    (packed / "heldout-000000.tar").rename(served.folder / "b.tar")
+    more = config_of(tmp_path, source("two", "{a,b}"), cache, f"data.base={first.folder}")
+    second = Prepare().finish(Run(more, Terminal(brief=True)))
+    assert [entry.samples for entry in ShardIndex.load(second.folder).shards] == [15, 5]

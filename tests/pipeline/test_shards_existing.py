@@ -366,7 +366,7 @@ def test_remote_tars_are_fetched_once_and_indexed(tmp_path: Path, served: Served
     assert first.digest == index(tars, tmp_path / "l").digest
     assert [entry.location for entry in first.shards] == [f"{served.url}/0.tar", f"{served.url}/1.tar"]
     assert (tmp_path / "p/index.json").stat().st_mode & 0o077 == 0  # a URL may be signed
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["index", "index.json"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["files.json", "index", "index.json"]
 
 
 def test_indexing_that_was_interrupted_fetches_no_tar_again(tmp_path: Path, served: Served) -> None:

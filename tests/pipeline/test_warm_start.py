@@ -16,6 +16,7 @@ from pipeline.configfile import dump, load
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
+from pipeline.gate import Gate
 from pipeline.guide import Guide
 from pipeline.guide import recipe_of as guide_recipe_of
 from pipeline.model_package import ModelPackage
@@ -243,7 +244,7 @@ def registered(home: Path, source: Path) -> tuple[ModelPackage, str]:
         config=home / CONFIG,
         protocol={},
         protocol_digest="p" * 64,
-        scores={"fid_classifier": 1.0},
+        scores={"fid_classifier": 1.0, "fid_classifier_se": 0.01},
         primary_score="fid_classifier",
         data_digest="d" * 64,
         trained_images=1_000,
@@ -256,7 +257,7 @@ def test_an_alias_is_looked_up_once_and_its_version_or_its_copy_is_the_same_run(
 ) -> None:
     """As each night: the training starts from the champion, which another one becomes meanwhile."""
     package, name = registered
-    register(run, package, name)
+    register(run, package, name, Gate())
     store = f"tracking.uri={uri}"
     before = new_run(home, f"models:/{name}@champion", store)
     assert before.warm_start is not None
@@ -266,8 +267,8 @@ def test_an_alias_is_looked_up_once_and_its_version_or_its_copy_is_the_same_run(
     )
 
     save_file({key: tensor * 2 for key, tensor in load_file(source).items()}, home / "second.safetensors")
-    better = {"fid_classifier": 0.5}
-    register(run, replace(package, run_key="second", weights=home / "second.safetensors", scores=better), name)
+    better = {"fid_classifier": 0.5, "fid_classifier_se": 0.01}
+    register(run, replace(package, run_key="second", weights=home / "second.safetensors", scores=better), name, Gate())
     after = new_run(home, f"models:/{name}@champion", store)
     assert after.warm_start is not None
     assert after.warm_start.name == f"models:/{name}/2"
