@@ -13,7 +13,7 @@ assumed. Of the time of two workers it is told, too, which share goes into what,
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def step_alone(config: Config, images: torch.Tensor, seconds: float) -> float:
 
 
 def pipeline_speed(workers: int, images: int, output: str, shares: dict[int, Shares], round_: int) -> float:
-    """Images per second that the train stage reports, with two CPU cores shared by its workers.
+    """Images per second of a training, with two CPU cores shared by its workers, once it has warmed up, as the others.
 
     What their time went into is put into `shares`, by their number.
     """
@@ -104,14 +104,14 @@ def pipeline_speed(workers: int, images: int, output: str, shares: dict[int, Sha
         f"output={output}",
     ]
     run = run_flow(load(RUN_FILE, overrides, Config), Terminal(Console(quiet=True)), until="train")
-    shares[workers] = time_shares(run.results["train"].folder)
-    speed: float = run.results["train"].facts["images_per_s"]
-    return speed
+    points = read_curve(run.results["train"].folder)[1:]  # in what comes before the first, libraries choose kernels
+    shares[workers] = time_shares(points)
+    seconds = sum(point["seconds"] for point in points)
+    return sum(point["images_per_s"] * point["seconds"] for point in points) / seconds
 
 
-def time_shares(training: Path) -> Shares:
-    """Means over the points of the curve, by the time between them."""
-    points = read_curve(training)
+def time_shares(points: Sequence[Mapping[str, float]]) -> Shares:
+    """Means over some points of a curve, by the time between them."""
     names = [name.removesuffix("_share") for name in points[0] if name.endswith("_share")]
     seconds = sum(point["seconds"] for point in points)
     return {name: sum(point[f"{name}_share"] * point["seconds"] for point in points) / seconds for name in names}
