@@ -271,22 +271,22 @@ def _add_outside(command: argparse.ArgumentParser) -> None:
 
 def _add_versions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """What concerns the versions of one registered model."""
-    names = {"metavar": "NAME", "help": "name of the registered model, as register.model_name has it"}
     history = commands.add_parser(
         "history", help="the versions of a model, their scores and verdicts, and its champions"
     )
-    history.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
     promote = commands.add_parser("promote", help="make a version the champion by hand")
     promote.add_argument("model", metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS")
     rollback = commands.add_parser("rollback", help="make the champion before this one the champion again")
-    rollback.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
     for command in (promote, rollback):
         command.add_argument("--because", default="by hand", metavar="TEXT", help="the reason, for the history")
     prune = commands.add_parser("prune", help="remove old versions with all that was kept of them")
-    prune.add_argument("model_name", **names)  # type: ignore[arg-type]  # of a mapping
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N, and all with an alias")
     prune.add_argument("--output", type=Path, default=Path("outputs"), metavar="FOLDER", help="output of the runs")
     prune.add_argument("--really", action="store_true", help="remove; without it, only say what would be")
+    for command in (history, rollback, prune):
+        command.add_argument(
+            "model_name", metavar="NAME", help="name of the registered model, as register.model_name has it"
+        )
     for command in (history, promote, rollback, prune):
         add_tracking_uri(command)
         command.add_argument("--traceback", action="store_true", help="show where an error came from")

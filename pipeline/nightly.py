@@ -24,7 +24,7 @@ from .flow import run_flow
 from .gate import Standing
 from .keyroles import identity
 from .mlflow_store import check_answers, connect, reported
-from .registry import CHAMPION, VERDICT_TAG, add_scores, standing
+from .registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing
 from .shards import new_files
 from .sources import can_grow
 from .stage import Run
@@ -124,11 +124,7 @@ class Night:
         return self.run.output / str(read_json(pinned)["prepared"])
 
     def _champion(self) -> int | None:
-        client = connect(self.uri)
-        if not client.search_registered_models(f"name = '{self.model_name}'", max_results=1):
-            return None
-        alias = client.get_registered_model(self.model_name).aliases.get(CHAMPION)
-        return None if alias is None else int(alias)
+        return aliases_of(connect(self.uri), self.model_name).get(CHAMPION)
 
     def earlier(self) -> Outcome | None:
         """What came of this night where it has ended before."""

@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .files import exclusive, read_json
 from .mlflow_store import connect, reported
 from .register import CONFIG
+from .registry import aliases_of
 from .summary import SUMMARY
 from .terminal import Terminal
 
@@ -46,7 +47,7 @@ def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: 
         if not found:
             raise ConfigError(f"{name}: no such registered model, or one without versions")
         numbers = sorted(int(version.version) for version in found)
-        aliased = {int(number) for number in client.get_registered_model(name).aliases.values()}
+        aliased = set(aliases_of(client, name).values())
         old = [number for number in numbers[:-keep] if number not in aliased]
         folders = list(_unneeded(output, name, set(old)))
         size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())

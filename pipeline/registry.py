@@ -71,12 +71,12 @@ def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate
 
 def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion", gate: Gate) -> None:
     name, number = version.name, int(version.version)
-    aliases = client.get_registered_model(name).aliases
-    champion = int(aliases[CHAMPION]) if CHAMPION in aliases else None
+    aliases = aliases_of(client, name)
+    champion = aliases.get(CHAMPION)
     new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
     held = None if champion is None else standing(client, name, champion, package.protocol_digest)
     decision = judge(gate, new, champion, held)
-    if number > int(aliases.get(CANDIDATE, 0)):
+    if number > aliases.get(CANDIDATE, 0):
         client.set_registered_model_alias(name, CANDIDATE, str(number))
     if decision.promoted:
         move_champion(client, name, number, decision.verdict)
@@ -101,12 +101,19 @@ def add_scores(client: "MlflowClient", name: str, again: Standing) -> None:
     client.set_model_version_tag(name, str(again.version), _rescored_tag(again.protocol_digest), kept)
 
 
+def aliases_of(client: "MlflowClient", name: str) -> dict[str, int]:
+    """The versions that aliases point to. None of a model that is not there."""
+    if not client.search_registered_models(f"name = '{name}'", max_results=1):
+        return {}
+    return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
 def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> None:
     """Makes a version the champion and the one before it `previous`, and writes down when and why."""
-    before = client.get_registered_model(name).aliases.get(CHAMPION)
-    if before is not None and int(before) == number:
+    before = aliases_of(client, name).get(CHAMPION)
+    if before == number:
         return
-    event = json.dumps({"version": number, "before": before and int(before), "why": why})
+    event = json.dumps({"version": number, "before": before, "why": why})
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     client.set_registered_model_tag(name, f"{MOVED_TAG}{moment}", event)
     if before is not None:
@@ -119,7 +126,7 @@ def _rescored_tag(protocol_digest: str) -> str:
 
 
 def _as_stored(client: "MlflowClient", name: str, number: int) -> Registered:
-    champion = int(client.get_registered_model(name).aliases.get(CHAMPION, 0))
+    champion = aliases_of(client, name).get(CHAMPION)
     verdict = client.get_model_version(name, str(number)).tags[VERDICT_TAG]
     return Registered(name, number, champion == number, verdict)
 

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .gate import Standing
 from .mlflow_store import connect, reported
-from .registry import CHAMPION, MOVED_TAG, PREVIOUS, PRIMARY_TAG, PROTOCOL_TAG, VERDICT_TAG, move_champion, standing
+from .registry import (
+    CHAMPION,
+    MOVED_TAG,
+    PREVIOUS,
+    PRIMARY_TAG,
+    PROTOCOL_TAG,
+    VERDICT_TAG,
+    aliases_of,
+    move_champion,
+    standing,
+)
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -72,7 +82,7 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, int]:
     if not client.search_registered_models(f"name = '{name}'", max_results=1):
         names = sorted(each.name for each in client.search_registered_models())
         raise ConfigError(f"{name}: no such registered model; there are {', '.join(names) or 'none'}")
-    return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+    return aliases_of(client, name)
 
 
 def _row(client: "MlflowClient", version: "ModelVersion", aliases: dict[str, int]) -> tuple[str, ...]:
