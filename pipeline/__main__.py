@@ -1,7 +1,6 @@
 """`python -m pipeline`: the command line."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +85,6 @@ def _execute(options: argparse.Namespace) -> int:
         with _disk_errors(config.output):
             run_profile(config, Terminal())
         return 0
-    _send_ray_token(config.cluster.address)
     if options.command == "evaluate" and options.reference and not options.images:
         raise ConfigError("--reference: what --images are compared with; name those, too")
     if options.command == "evaluate" and options.images:
@@ -113,7 +111,6 @@ def _sweep(options: argparse.Namespace) -> None:
 
     combinations = combine(options.file, options.overrides)
     config = combinations[0].config
-    _send_ray_token(config.cluster.address)
     from .sweep import run_sweep
 
     with _disk_errors(config.output):
@@ -202,14 +199,6 @@ def _disk_errors(output: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PipelineError(f"{error} (output is {output}); mend it, and the same command goes on") from error
-
-
-def _send_ray_token(address: str) -> None:
-    """Where this file exists, `ray start` asks for the token in it; clients send it only if told so before they import
-    Ray.
-    """
-    if address != "local" and "ray" not in sys.modules and Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,23 +1,26 @@
 """The Ray cluster that does the work: joined or started for one run, and asked first whether it is large enough."""
 
 import logging
-import socket
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import ray
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled; its stub leaves it out
+from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]  # likewise
 
 from .config import ClusterConfig
 from .errors import ClusterError
 from .terminal import quiet_libraries
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""The first bytes of every client of gRPC, which Ray speaks: HTTP/2's preface and an empty SETTINGS frame (RFC 9113,
-section 3.4). A server answers them at once."""
+_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what every client of Ray asks a head first
+_AUTH_MODE = "RAY_AUTH_MODE"
 _PACKAGES = ("model", "evaluation", "pipeline")
 
 
@@ -60,8 +63,9 @@ class Cluster:
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """Joins the cluster at `config.address`, or starts one on this machine; leaves or stops it at the end."""
-    _check_answers(config.address, config.timeout_s)
     quiet_libraries()  # its workers too, which inherit the environment
+    if config.address != "local":
+        _agree_on_token(config.address, config.timeout_s)
     try:
         if config.address == "local":
             _start_here(config.timeout_s)
@@ -102,21 +106,47 @@ def _start_here(timeout_s: float) -> None:
                 ) from error
 
 
-def _check_answers(address: str, timeout_s: float) -> None:
-    """ClusterError unless something speaks at a HOST:PORT address; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
+def _agree_on_token(address: str, timeout_s: float) -> None:
+    """Asks the head whether it wants Ray's token, and has this process send it if so, and only then.
+
+    A client without one is refused after 20 s of trying; one that asks for a token itself is accepted by a head that
+    knows none, which then cannot call it back and drops its actors one by one ("all references were removed").
+
+    ClusterError where nothing answers within timeout_s; Ray itself would try for minutes.
+    """
+    if os.environ.get("RAY_USE_TLS") == "1":  # its certificates are Ray's to check
         return
-    try:
-        with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
-            connection.sendall(_HTTP2_HELLO)
-            connection.recv(1)  # whatever it says: Ray will judge
-    except TimeoutError:
-        raise _no_answer(address, TimeoutError(f"silent for {timeout_s:g} s, cluster.timeout_s")) from None
-    except ConnectionResetError:  # something is there, which may want TLS: Ray will judge
+    head = canonicalize_bootstrap_address("auto") if address == "auto" else address.removeprefix("ray://")
+    if head is None or ":" not in head:  # no head is known here, or this is a name of Ray's own: Ray will judge
         return
-    except (OSError, ValueError) as error:
-        raise _no_answer(address, error) from None
+    wanted = _wants_token(address, head, timeout_s)
+    mode = os.environ.get(_AUTH_MODE)
+    if mode == "token" and not wanted:
+        raise ClusterError(
+            f"cluster.address {address!r}: this cluster takes no token, but RAY_AUTH_MODE=token asks for one; start "
+            f"its head with RAY_AUTH_MODE=token, too, or unset the variable here"
+        )
+    if wanted and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        raise _no_answer(address, PermissionError("it asks for a token"))
+    if wanted and mode is None:
+        os.environ[_AUTH_MODE] = "token"
+        RayConfig.initialize("")  # which was read from the environment by the import
+
+
+def _wants_token(address: str, head: str, timeout_s: float) -> bool:
+    """Whether the head at HOST:PORT refuses those who show none. ClusterError where no gRPC is spoken there."""
+    with grpc.insecure_channel(head) as channel:
+        try:
+            channel.unary_unary(_CLUSTER_ID)(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            match error.code():
+                case grpc.StatusCode.UNAUTHENTICATED:
+                    return True
+                case grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise _no_answer(address, TimeoutError(f"silent for {timeout_s:g} s, cluster.timeout_s")) from None
+                case grpc.StatusCode.UNAVAILABLE:
+                    raise _no_answer(address, ConnectionError(error.details())) from None
+    return False  # it answered, or is a server of ray:// addresses, which do not know the question
 
 
 def _no_answer(address: str, error: Exception) -> ClusterError:
