@@ -21,7 +21,8 @@ from .terminal import quiet_libraries
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
 _CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what every client of Ray asks a head first
 _AUTH_MODE = "RAY_AUTH_MODE"
-_PACKAGES = ("model", "evaluation", "pipeline")
+PACKAGES = ("model", "evaluation", "pipeline")
+"""Of this code, which a cluster's workers need."""
 
 
 @dataclass(frozen=True)
@@ -163,4 +164,4 @@ def _this_code(config: ClusterConfig) -> dict[str, list[str]]:
     if config.address == "auto":
         return {}
     tree = Path(__file__).parent.parent
-    return {"py_modules": [str(tree / package) for package in _PACKAGES]}
+    return {"py_modules": [str(tree / package) for package in PACKAGES]}
