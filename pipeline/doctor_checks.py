@@ -185,9 +185,10 @@ def shared_memory_suffices(examination: Examination) -> str:
 
 def workers_reduce(examination: Examination) -> str:
     """As many processes as training begins with, each where a worker would be, add up a tensor."""
-    examination.after(resources_suffice)
     fewest, most = (limit(examination.config.train.worker_range) for limit in (min, max))
-    world_size = min(most, max(fewest, examination.room))
+    world_size = min(most, examination.room)
+    if world_size < fewest:
+        raise NotCheckedError("there is no room for the fewest workers")
     if world_size == 1:
         raise NotCheckedError("one worker exchanges nothing")
     cluster = examination.cluster

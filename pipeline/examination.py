@@ -64,7 +64,8 @@ class Examination:
         self.config, self.all_shards = config, all_shards
         self.findings: dict[str, Finding] = {}
         """By the name of the check, of those that are through."""
-        self._cluster: Cluster | None = None
+        self.joined: Cluster | None = None
+        """The cluster, once there is one."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,15 +95,15 @@ class Examination:
 
     def join(self) -> Cluster:
         """Joins the cluster, or starts it. ClusterError as `connected`."""
-        self._cluster = self._stack.enter_context(connected(self.config.cluster))
-        return self._cluster
+        self.joined = self._stack.enter_context(connected(self.config.cluster))
+        return self.joined
 
     @property
     def cluster(self) -> Cluster:
         """The cluster. NotCheckedError where it could not be joined."""
-        if self._cluster is None:
+        if self.joined is None:
             raise NotCheckedError("there is no cluster")
-        return self._cluster
+        return self.joined
 
     @cached_property
     def run(self) -> Run:
