@@ -120,15 +120,15 @@ def well(head: Nodes) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sick(head: Nodes, folder: Path) -> Iterator[None]:
     """A node whose code is another, whose /dev/shm is a container's, which lacks what `folder` has, or has something
-    else there, or may only read it, and which knows of neither the network's interface nor the way to MLflow.
+    else there, or may only read it, or writes elsewhere, and which knows of neither the network's interface nor the way to MLflow.
     """
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("a mount namespace of its own is not permitted here")
     shutil.copytree(ROOT / "pipeline", folder / "other-code")
     with (folder / "other-code" / "errors.py").open("a") as file:
         file.write("\n# as it was last week\n")
-    (folder / "read-only").mkdir()
-    (folder / "empty").mkdir()
+    for name in ("empty", "read-only", "one-way"):
+        (folder / name).mkdir()
     start = f"""set -e
         mount -t tmpfs -o size=64m tmpfs /dev/shm
         mount --bind {folder}/other-code {ROOT}/pipeline
@@ -138,6 +138,9 @@ def sick(head: Nodes, folder: Path) -> Iterator[None]:
         mount --bind {folder}/others.pth {folder}/copied.pth
         mount --bind {folder}/read-only {folder}/read-only
         mount -o remount,bind,ro {folder}/read-only
+        mkdir /dev/shm/upper /dev/shm/work
+        mount -t overlay overlay -o lowerdir={folder}/one-way,upperdir=/dev/shm/upper,workdir=/dev/shm/work \\
+            {folder}/one-way
         exec {sys.executable} -m ray.scripts.scripts start --address {head.address} --num-cpus 2 --block \\
             --object-store-memory {MEMORY_BYTES} --disable-usage-stats"""
     environment = {"GLOO_SOCKET_IFNAME": "nowhere0", "http_proxy": "http://127.0.0.1:1", "RAY_AUTH_MODE": "disabled"}
@@ -166,7 +169,8 @@ def doctor(folder: Path, *overrides: str) -> tuple[int, dict[str, tuple[str, str
     return ran.returncode, rows, ran.stdout + ran.stderr
 
 
-def test_a_cluster_in_good_health_passes(head: Nodes, well: None, folder: Path, mlflow: int) -> None:
+@pytest.mark.usefixtures("well")
+def test_a_cluster_in_good_health_passes(folder: Path, mlflow: int) -> None:
     code, rows, said = doctor(folder, f"tracking.uri=http://127.0.0.1:{mlflow}")
     assert {verdict for verdict, _ in rows.values()} == {"pass"}, said
     assert code == 0
@@ -178,7 +182,8 @@ def test_a_cluster_in_good_health_passes(head: Nodes, well: None, folder: Path, 
     assert not list((folder / "outputs").glob(".doctor*"))
 
 
-def test_a_cluster_that_is_wrong_in_ten_ways_gets_ten_cures(head: Nodes, sick: None, folder: Path, mlflow: int) -> None:
+@pytest.mark.usefixtures("sick")
+def test_a_cluster_that_is_wrong_in_ten_ways_gets_ten_cures(folder: Path, mlflow: int) -> None:
     """One failing check hides no other."""
     code, rows, said = doctor(
         folder,
@@ -242,8 +247,9 @@ def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path],
 
 
 @pytest.fixture(scope="module")
-def joined(head: Nodes, sick: None, folder: Path) -> Iterator[Examination]:
+def joined(sick: None, folder: Path) -> Iterator[Examination]:
     """In the cluster, the sick node with it; from here on no command can join another."""
+    del sick  # which is there to be looked at
     with Examination(config_of(folder)) as examination:
         examination.join()
         yield examination
@@ -272,6 +278,7 @@ def examined(joined: Examination, config: Config, all_shards: bool = False) -> E
             "Read-only file system",
             "that all nodes share and may write",
         ),
+        ("output_is_shared", ["output=FOLDER/one-way"], "does not come here", "that all nodes share and may write"),
         ("shards_are_whole", ['data.source.urls=["FOLDER/none/*.tar"]'], "no such shard", "correct data.source.urls"),
         ("mlflow_answers", ["tracking.uri=http://127.0.0.1:1"], "connection refused", "start the server, or correct"),
         ("mlflow_answers", ["tracking.uri=SERVER"], "from 127|from 1.*refused", "let the nodes reach the server"),
@@ -346,6 +353,8 @@ def test_a_remote_shard_of_another_size_has_its_cure(
     truncated(Path(tar))
     finding = examination.perform(doctor_checks.shards_are_whole)
     assert re.search("bytes, the index says", finding.seen), finding
+    Path(tar).unlink()
+    assert "one.tar: cannot be fetched" in examination.perform(doctor_checks.shards_are_whole).seen
 
 
 def test_prepared_images_are_looked_at_where_output_is_shared(
