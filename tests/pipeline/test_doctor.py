@@ -119,8 +119,8 @@ def well(head: Nodes) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sick(head: Nodes, folder: Path) -> Iterator[None]:
-    """A node whose code is another, whose /dev/shm is a container's, which lacks what `folder` has, or has something
-    else there, or may only read it, or writes elsewhere, and which knows of neither the network's interface nor the way to MLflow.
+    """A node whose code is another and whose /dev/shm is a container's, which lacks what `folder` has, or has something
+    else there, may only read it or writes elsewhere, and knows neither the network's interface nor the way to MLflow.
     """
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("a mount namespace of its own is not permitted here")
