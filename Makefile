@@ -52,7 +52,7 @@ ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUTPUT))/mlflow.db --host 127.0.0.1 --port 5000
 
 lock: .venv/installed ## Resolve the ranges of pyproject.toml to the exact versions of infra/requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra server --upgrade --quiet --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -o infra/requirements.lock
 
 clean: ## Remove the environment and caches; outputs/ stays
