@@ -20,6 +20,7 @@ from model import default_label
 from .chunks import Chunks
 from .features import Batch, Extraction, FeatureFiles
 from .files import write_arrays, write_json
+from .gauges import Gauges
 from .keyroles import identity
 from .likelihood import measure
 from .reference import RealFeatures, extraction_of, reference_key, reference_statistics, write_missing
@@ -55,7 +56,11 @@ class Evaluate(Stage):
         extraction, features = extraction_of(run), SampleFeatures.of(run)
         chunks, files = features.chunks, features.files
         write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
-        return _score(run, features, folder)
+        facts = _score(run, features, folder)
+        if run.cluster is not None:
+            name = facts["primary_score"]
+            Gauges("evaluate", run=run.config.name, score=name).set({"score": facts["scores"][name]})
+        return facts
 
     def needs_actors(self, run: Run) -> bool:
         """Whether actors have something to do before it can be scored: features do not all lie beside the images."""

@@ -11,7 +11,8 @@ from urllib.request import urlopen
 import pytest
 import ray
 
-from pipeline.curve import Gauges, read_curve
+from pipeline.curve import read_curve
+from pipeline.gauges import Gauges
 
 from .trainings import prepared, train_in
 
@@ -72,7 +73,7 @@ def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path)
 
 
 def test_a_gauge_that_fails_is_told_of_once_and_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    gauges = Gauges(run=3)  # type: ignore[arg-type]  # which Ray refuses
+    gauges = Gauges("train", run=3)  # type: ignore[arg-type]  # which Ray refuses
     for _ in range(2):
         gauges.set({"loss": 1.0})
-    assert caplog.text.count("the training goes on without metrics for Prometheus") == 1
+    assert caplog.text.count("train goes on without metrics for Prometheus") == 1
