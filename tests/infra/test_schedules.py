@@ -18,7 +18,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 def complaints(folder: Path, right: str = "", wrong: str = "") -> str:
-    """What systemd says of the units, one of which has `wrong` for `right`; the program is replaced by one that is here."""
+    """What systemd says of the units, one of which has `wrong` for `right`; the program is one that is here."""
     for name in UNITS:
         text = (INFRA / "systemd" / name).read_text(encoding="utf-8")
         text = text.replace("/srv/diffusion/.venv/bin/python", sys.executable)

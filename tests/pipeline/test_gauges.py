@@ -49,14 +49,20 @@ def port() -> Iterator[int]:
     ray.shutdown()
 
 
-def scraped(port: int, run: str) -> dict[str, float]:
-    """The gauges of this training, by name."""
+def watched(work: str) -> set[str]:
+    """Gauges of this work that dashboard and alerts look at."""
+    names = (Path(__file__).parents[1] / "infra" / "exported_metrics.txt").read_text(encoding="utf-8")
+    return set(re.findall(rf"^ray_pipeline_{work}_(\w+)$", names, re.MULTILINE))
+
+
+def scraped(port: int, run: str, work: str = "train") -> dict[str, float]:
+    """The gauges of this work on this run, by name."""
     try:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
     except OSError:  # nobody listens yet
         return {}
-    lines = re.findall(rf'^ray_pipeline_train_(\w+)\{{.*run="{run}".*\}} (\S+)$', text, re.MULTILINE)
+    lines = re.findall(rf'^ray_pipeline_{work}_(\w+)\{{.*run="{run}".*\}} (\S+)$', text, re.MULTILINE)
     return {name: float(value) for name, value in lines}
 
 
@@ -69,6 +75,7 @@ def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path)
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
     assert {"loss", "images_per_s", "gradient_norm", "learning_rate", "skipped_steps"} < set(found)
+    assert watched("train") <= set(found)
     assert found == pytest.approx(last)
 
 

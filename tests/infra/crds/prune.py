@@ -50,7 +50,7 @@ def main(folder: Path, version: str) -> None:
     cron_job["properties"]["jobTemplate"] = {"$ref": "#/RayJob"}
     schemas = {"RayCluster": cluster, "RayJob": job, "RayCronJob": cron_job}
     notice = (
-        f"# KubeRay {version}: specifications in ray-operator/config/crd/bases of ray-project/kuberay, cut by prune.py.\n"
+        f"# KubeRay {version}: specifications in ray-operator/config/crd/bases of ray-project/kuberay, by prune.py.\n"
         "# Copyright of the KubeRay authors; Apache License 2.0, as in LICENSE at the top of this tree.\n"
     )
     Path(__file__).with_name("kuberay.yaml").write_text(notice + yaml.safe_dump(schemas), encoding="utf-8")
