@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -57,9 +58,7 @@ class Evaluate(Stage):
         chunks, files = features.chunks, features.files
         write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
         facts = _score(run, features, folder)
-        if run.cluster is not None:
-            name = facts["primary_score"]
-            Gauges("evaluate", run=run.config.name, score=name).set({"score": facts["scores"][name]})
+        export_score(run.config.name, facts)
         return facts
 
     def needs_actors(self, run: Run) -> bool:
@@ -71,6 +70,13 @@ class Evaluate(Stage):
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
         return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.4g}")
+
+
+def export_score(run: str, facts: Facts) -> None:
+    """The score that decides, for Prometheus, where this process has a cluster. run: the run's name."""
+    name = facts["primary_score"]
+    if ray.is_initialized():
+        Gauges("evaluate", run=run, score=name).set({"score": facts["scores"][name]})
 
 
 class FeatureWriter:
