@@ -126,12 +126,15 @@ def test_on_another_machine_paths_are_absolute() -> None:
 
 def test_on_several_nodes_paths_are_below_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shared: dict[str, Any] = {"data": TARS, "output": "/data/outputs", "cluster": {"shared": ["/data", "relative"]}}
+    shared: dict[str, Any] = {"data": TARS, "output": "/data/outputs", "cluster": {"shared": ["/data"]}}
     check_paths(config(**shared, tracking={"uri": "http://mlflow:5000"}), nodes=2, here=False)
     with pytest.raises(ConfigError, match=r"the cluster has 3 nodes.*cluster\.shared names\n  tracking\.uri: null is"):
         check_paths(config(**shared), nodes=3, here=False)
     with pytest.raises(ConfigError, match=r"\n  tracking\.uri: sqlite:////data/mlflow\.db is an SQLite file; give"):
         check_paths(config(**shared, tracking={"uri": "sqlite:////data/mlflow.db"}), nodes=3, here=False)
+    relative = {"output": "data/outputs", "cluster": {"shared": ["data"]}}
+    with pytest.raises(ConfigError, match=r"cluster\.shared names\n  cluster\.shared: data\n  output: data/outputs"):
+        check_paths(config(**relative, tracking={"uri": "http://mlflow:5000"}), nodes=2, here=False)
     out_again = shared | {"output": "/data/../home/outputs", "tracking": {"uri": "http://mlflow:5000"}}
     with pytest.raises(ConfigError, match=r"cluster\.shared names\n  output: /data/\.\./home/outputs$"):
         check_paths(config(**out_again), nodes=2, here=False)
