@@ -32,6 +32,7 @@ class Head:
     """HOST:PORT that nodes join."""
     environment: Mapping[str, str]
     """With its token, where it wants one."""
+    nodes_environment: Mapping[str, str]
     folder: Path
 
 
@@ -55,13 +56,13 @@ def head(folder: Path, mode: str) -> Iterator[Head]:
         command = _dashboard(folder, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
-        yield Head(f"http://{dashboard}", gcs, environment, folder)
+        yield Head(f"http://{dashboard}", gcs, environment, serving, folder)
 
 
 @contextmanager
 def another_node(head: Head) -> Iterator[None]:
     """`ray start --address`: while it lasts the cluster has two nodes."""
-    with _started(head.folder, head.environment, f"--address={head.gcs}"):
+    with _started(head.folder, head.nodes_environment, f"--address={head.gcs}"):
         yield
 
 

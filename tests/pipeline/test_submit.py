@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_local_paths_are_refused_where_there_are_two_nodes(cluster: Head, folder
 def test_without_the_token_or_with_another_the_cure_is_named(cluster: Head, folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "another"
     (home / ".ray").mkdir(parents=True)
-    stranger = Head(cluster.url, cluster.gcs, environment_of(home), cluster.folder)
+    stranger = replace(cluster, environment=environment_of(home))
     without = command(folder, stranger, "list")
     assert without.returncode == 1
     assert (
