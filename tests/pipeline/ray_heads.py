@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ class Head:
     """With its token, where it wants one."""
     nodes_environment: Mapping[str, str]
     folder: Path
+    stop: Callable[[], None]
+    """Ends it before the block does."""
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def head(folder: Path, mode: str) -> Iterator[Head]:
         command = _dashboard(folder, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
-        yield Head(f"http://{dashboard}", gcs, environment, serving, folder)
+        yield Head(f"http://{dashboard}", gcs, environment, serving, folder, stack.close)
 
 
 @contextmanager
