@@ -84,6 +84,10 @@ def _execute(options: argparse.Namespace) -> int:
 
         print_plan(config, console_for(sys.stdout))
         return 0
+    if options.command == "doctor":
+        from .doctor import run_doctor
+
+        return run_doctor(config, options.all, Terminal())
     if options.command == "profile":
         from .profiling import run_profile
 
@@ -215,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     with_file = {
         "run": "all stages",
+        "doctor": "look at the cluster, its nodes, storage, shards and MLflow, and name what is to be mended first",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
         "profile": "train some steps here, without a cluster, and write down where their time goes",
@@ -232,6 +237,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_outside(command)
+        if name == "doctor":
+            command.add_argument("--all", action="store_true", help="read all shards, not a sample of them")
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))

@@ -131,10 +131,11 @@ def reported(doing: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
-        raise TrackingError(redacted(f"{uri}: cannot {doing}: {_explained(str(error))}")) from None
+        raise TrackingError(redacted(f"{uri}: cannot {doing}: {explained(str(error))}")) from None
 
 
-def _explained(message: str) -> str:
+def explained(message: str) -> str:
+    """What a message of the libraries means and what to do, where that is known; else its first line."""
     for symptom, cure in _CURES.items():
         if symptom in message:
             return cure.replace("{seconds}", os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
