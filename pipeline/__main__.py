@@ -75,9 +75,9 @@ def _execute(options: argparse.Namespace) -> int:
         return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
-        from .plan import print_plan
+        from .outline import print_outline
 
-        print_plan(config, console_for(sys.stdout))
+        print_outline(config, console_for(sys.stdout))
         return 0
     if options.command == "profile":
         from .profiling import run_profile

@@ -12,15 +12,15 @@ from .terminal import Terminal
 from .train_config import TrainConfig
 
 
-def print_plan(config: Config, console: Console) -> None:
+def print_outline(config: Config, console: Console) -> None:
     """Prints each stage with what it will do."""
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    for name, fact in plan(config).items():
+    for name, fact in outline(config).items():
         table.add_row(name, fact)
     console.print(table)
 
 
-def plan(config: Config) -> dict[str, str]:
+def outline(config: Config) -> dict[str, str]:
     """Stage or part to one line about it."""
     run = Run(config, Terminal())
     sample = config.sample
