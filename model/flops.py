@@ -19,7 +19,7 @@ def training_flops(
 
 
 def evaluation_flops(objective: Objective, conditioning: Conditioning) -> dict[str, int]:
-    """What one call of the network computes for one image, forward alone: a sampler's unit. Counted as by `_counted`."""
+    """What one call of the network computes for one image, forward alone: a sampler's unit; as `_counted`."""
     return _counted(objective, conditioning, None, backward=False)
 
 

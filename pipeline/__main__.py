@@ -73,6 +73,11 @@ def _execute(options: argparse.Namespace) -> int:
     if options.command in without_file:
         without_file[options.command](options)
         return 0
+    if options.command == "plan":
+        from .plan import run_plan
+
+        run_plan(options, console_for(sys.stdout))
+        return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
         from .outline import print_outline
@@ -212,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": "all stages",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
+        "plan": "what a run would take of time, devices, storage and network, and what limits it",
         "profile": "train some steps here, without a cluster, and write down where their time goes",
         "nightly": "train on what is there now, score against the champion, promote what is better: for a scheduler",
         "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
@@ -227,6 +233,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_outside(command)
+        if name == "plan":
+            command.add_argument(
+                "--device", metavar="NAME", help="plan for this device, such as h200; default: this machine"
+            )
+            command.add_argument(
+                "--gpus", type=int, metavar="N", help="so many of --device; default: train.num_workers"
+            )
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))

@@ -22,7 +22,23 @@ ASSUMED_NETWORK_BYTES_PER_S = 12.5e9
 ASSUMED_HOP_S = 20e-6
 """Of one message between two devices, of any size."""
 DECODED_BYTES_PER_S = 7_153 * 32 * 32 * 3
-"""Pixels that one core decodes from PNGs in the order of training: reader-2cpu-2026-11-26.json, median of its rounds."""
+"""Pixels that one core decodes from PNGs in the order of training: reader-2cpu-2026-11-26.json, the median."""
+STARTS_SOURCE = "plan-2cpu-2026-11-27.json"
+STARTS_S = {
+    "start": 0.0,
+    "prepare": 0.0,
+    "train": 0.0,
+    "guide": 0.0,
+    "reference": 0.0,
+    "sample": 0.0,
+    "evaluate": 0.0,
+    "register": 0.0,
+}
+"""Of each stage, seconds beside the work that grows with it: processes, imports, files."""
+STARTED_AT_S = 4.36
+"""Until a process had started in a trial on that machine."""
+CLASSIFIER_S = 0.00032
+"""There, of the scoring classifier's training, for each image of 8x8 pixels."""
 _ALIKE = 2.0
 """A network of so many times the counted operations of a measured one, or less, is taken to run alike."""
 

@@ -1,5 +1,5 @@
-"""What this machine does with a run's own network: a few training steps and calls of it, in as many processes as the run
-would have, which exchange gradients as its workers do. No Ray, no images, nothing is kept.
+"""What this machine does with a run's own network: a few training steps and calls of it, in as many processes as the
+run would have, which exchange gradients as its workers do. No Ray, no images, nothing is kept.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evaluation import Classifier, train_classifier
-from model import ClassifierGuidance, Denoising, Precision, TrainedModel, evaluation_flops, trajectory, training_flops
+from model import ClassifierGuidance, Denoising, Precision, TrainedModel, evaluation_flops, training_flops, trajectory
 
 from .config import Config
 from .drawing import images_counted
@@ -122,7 +122,9 @@ def _affordable(most: int, flops: int, device: torch.device) -> int:
 def _train_s(step: TrainStep, config: Config, device: torch.device, processes: int) -> float:
     share = step.config.batch_size // processes
     images = torch.randint(256, (share, *_image_shape(config)), dtype=torch.uint8)
-    labels = torch.arange(share) % config.conditioning.classes if config.conditioning.classes else torch.full((share,), -1)
+    labels = (
+        torch.arange(share) % config.conditioning.classes if config.conditioning.classes else torch.full((share,), -1)
+    )
 
     def take() -> None:
         step(Batch(step.state.images_seen, images, labels))
@@ -167,7 +169,7 @@ def _evaluation_s(config: Config, step: TrainStep, device: torch.device) -> floa
 
 
 def _states(config: Config, model: TrainedModel, seeds: Tensor) -> Iterator[Tensor]:
-    """x after each step of sampling, again and again."""
+    """The images after each step of sampling, again and again."""
     while True:
         for state in trajectory(model, config.sample.sampler, seeds, guidance=config.sample.guidance):
             yield state.x

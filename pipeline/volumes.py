@@ -40,7 +40,7 @@ def weights_bytes(network: nn.Module) -> int:
 
 
 def checkpoint_bytes(network: nn.Module, averages: int, points: int) -> int:
-    """One checkpoint: weights, so many averages of them, Adam's two moments, and the curve so far, of so many points."""
+    """One checkpoint: weights, averages of them, Adam's two moments, and the points of the curve so far."""
     stored = 3 * len(list(network.parameters()))  # the moments, and the number of steps
     optimizer = 2 * gradient_bytes(network) + stored * _OPTIMIZER_ENTRY
     return (1 + averages) * weights_bytes(network) + optimizer + points * _POINT
