@@ -67,10 +67,14 @@ def measure(config: Config, processes: int, on_gpu: bool) -> Trial:
                     f"the {processes} processes of the trial on this machine did not end well "
                     f"({type(error).__name__}: {error}); name a device by --device to plan without one"
                 ) from error
-    first = found[0]
-    mean = [sum(column) / processes for column in zip(*(each.seconds for each in found), strict=True)]
     return Trial(
-        processes, first.device, first.precision, max(each.began for each in found) - began, *mean, first.classifier_s
+        processes,
+        found[0].device,
+        found[0].precision,
+        start_s=max(each.began for each in found) - began,
+        train_s=sum(each.train_s for each in found) / processes,
+        evaluation_s=sum(each.evaluation_s for each in found) / processes,
+        classifier_s=found[0].classifier_s,
     )
 
 
@@ -79,7 +83,8 @@ class _Found:
     device: str
     precision: Precision
     began: float
-    seconds: tuple[float, float]
+    train_s: float
+    evaluation_s: float
     classifier_s: float
 
 
@@ -101,7 +106,7 @@ def _take_part(config: Config, on_gpu: bool, rank: int, processes: int, meeting:
             dist.destroy_process_group()
     classifier_s = _classifier_s(config) if rank == 0 else 0.0
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU {torch.backends.cpu.get_cpu_capability()}"
-    return _Found(name, step.precision, began, (train_s, evaluation_s), classifier_s)
+    return _Found(name, step.precision, began, train_s, evaluation_s, classifier_s)
 
 
 def _new_step(config: Config, device: torch.device, processes: int) -> TrainStep:
