@@ -25,6 +25,7 @@ _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys
     "sample": "draw images, after all that comes before",
     "shards": "write the drawn images as webdataset tars, where sample.shards asks for it, after all that comes before",
     "evaluate": "score the images, after all that comes before",
+    "curve": "score what training kept on its way, where evaluate.curve_images asks for it",
     "register": "register the model, after all that comes before",
 }
 
