@@ -189,7 +189,7 @@ class StageCost:
 
 
 def stage_costs(config: Config, speeds: Speeds, work: Work) -> Iterator[StageCost]:
-    """The stages of the run, in order. Likelihoods are not counted."""
+    """The stages of the run, in order, but for tars of the samples, the score's curve and likelihoods."""
 
     def cost(name: str, seconds: float, measured: bool, limit: str) -> StageCost:
         return StageCost(name, STARTS_S[name] * speeds.start + seconds, measured, limit)

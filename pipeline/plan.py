@@ -228,8 +228,8 @@ def grounds(plan: Plan) -> Iterator[tuple[str, str]]:
             "sampler",
             f"not measured: {config.sample.sampler.kind} is assumed to need {ADAPTIVE_EVALUATIONS} evaluations",
         )
-    if config.evaluate.likelihoods:
-        yield "likelihoods", "not counted"
+    if config.evaluate.likelihoods or config.evaluate.curve_images or config.sample.shards:
+        yield "not counted", "evaluate.likelihoods, evaluate.curve_images and sample.shards"
 
 
 def scaling_table(plans: Sequence[Plan]) -> str:
