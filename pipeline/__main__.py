@@ -78,11 +78,16 @@ def _execute(options: argparse.Namespace) -> int:
         return 0
     if options.command in JOB_COMMANDS:
         return run_job_command(options, Terminal())
+    if options.command == "plan":
+        from .plan import run_plan
+
+        run_plan(options, console_for(sys.stdout))
+        return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
-        from .plan import print_plan
+        from .outline import print_outline
 
-        print_plan(config, console_for(sys.stdout))
+        print_outline(config, console_for(sys.stdout))
         return 0
     if options.command == "doctor":
         from .doctor import run_doctor
@@ -222,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor": "look at the cluster, its nodes, storage, shards and MLflow, and name what is to be mended first",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
+        "plan": "what a run would take of time, devices, storage and network, and what limits it",
         "profile": "train some steps here, without a cluster, and write down where their time goes",
         "nightly": "train on what is there now, score against the champion, promote what is better: for a scheduler",
         "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
@@ -239,6 +245,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_outside(command)
         if name == "doctor":
             command.add_argument("--all", action="store_true", help="read all shards, not a sample of them")
+        if name == "plan":
+            command.add_argument(
+                "--device", metavar="NAME", help="plan for this device, such as h200; default: this machine"
+            )
+            command.add_argument(
+                "--gpus", type=int, metavar="N", help="so many of --device; default: train.num_workers"
+            )
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
