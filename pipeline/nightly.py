@@ -23,7 +23,8 @@ from .files import digest, exclusive, read_json, write_json
 from .flow import run_flow
 from .gate import Standing
 from .keyroles import identity
-from .mlflow_store import check_answers, connect, reported
+from .mlflow_store import check_answers, connect, redacted, reported
+from .night_plot import draw_nights
 from .registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing
 from .shards import new_files
 from .sources import can_grow
@@ -34,7 +35,7 @@ from .terminal import Terminal, count
 NIGHT_TAG = "night"
 """On a version: which night made it."""
 EXIT_CODES = {"promoted": 0, "nothing new": 0, "rejected": 3}
-_LAST, _PINNED = "last.json", "reference.json"
+_LAST, _PINNED, _PLOT = "last.json", "reference.json", "nights.png"
 _COMMAND_S = 60.0  # longest time of nightly.command
 
 Result = Literal["promoted", "nothing new", "rejected"]
@@ -156,6 +157,11 @@ class Night:
             write_json(self.folder / _PINNED, {"prepared": str(prepared)})
         with reported("close the night", self.uri):
             version, champion = int(facts["model_version"]), self._champion()
+            picture = draw_nights(connect(self.uri), self.model_name, self.folder / _PLOT)
+        if picture and ended.tracked:
+            ended.tracked.log_files([picture], "pictures")
+            self.terminal.facts({"nights": str(picture)})
+        with reported("close the night", self.uri):
             connect(self.uri).set_model_version_tag(self.model_name, str(version), NIGHT_TAG, self.key)
         result: Result = "promoted" if facts["is_champion"] else "rejected"
         return Outcome(result, facts["verdict"], self.model_name, version, champion)
@@ -251,7 +257,7 @@ def _tell(command: tuple[str, ...], outcome: Outcome, terminal: Terminal) -> Non
         done = subprocess.run(
             command, input=json.dumps(asdict(outcome)), text=True, timeout=_COMMAND_S, capture_output=True, check=False
         )
-        problem = done.returncode and f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        problem = done.returncode and f"exit code {done.returncode}: {redacted(done.stderr.strip())[-200:]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
