@@ -93,12 +93,21 @@ class Night:
     def begun(self) -> "Beginning":
         """What the night began with, written down when it first begins."""
         path = self.folder / f"{self.key[:12]}.json"
-        if not path.exists():
-            with reported(f"look up {self.model_name}", self.uri):
-                champion = self._champion()
-            beginning = Beginning(champion=champion, base=self._base(), reference=self._reference())
-            write_json(path, beginning.model_dump(mode="json"))
-        return Beginning.model_validate_json(path.read_text(encoding="utf-8"))
+        if path.exists():
+            beginning = Beginning.model_validate_json(path.read_text(encoding="utf-8"))
+            if beginning.champion is None or self._is_there(beginning.champion):
+                return beginning
+            self.terminal.line(f"version {beginning.champion}, the champion it began with, is gone: it begins anew")
+        with reported(f"look up {self.model_name}", self.uri):
+            champion = self._champion()
+        beginning = Beginning(champion=champion, base=self._base(), reference=self._reference())
+        write_json(path, beginning.model_dump(mode="json"))
+        return beginning
+
+    def _is_there(self, version: int) -> bool:
+        with reported(f"look up {self.model_name}", self.uri):
+            found = connect(self.uri).search_model_versions(f"name = '{self.model_name}'")
+        return version in {int(each.version) for each in found}
 
     def _base(self) -> Path | None:
         """The images as the last night had them, where those of tonight are these and more."""
@@ -134,7 +143,8 @@ class Night:
             found = connect(self.uri).search_model_versions(mine, max_results=1)
             if not found:
                 return None
-            verdict = f"neither images nor configuration have changed since: {found[0].tags[VERDICT_TAG]}"
+            before = found[0].tags.get(VERDICT_TAG, "no verdict")
+            verdict = f"neither images nor configuration have changed since: {before}"
             champion = self._champion()
         return Outcome("nothing new", verdict, self.model_name, int(found[0].version), champion)
 

@@ -77,18 +77,20 @@ def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersio
     new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
     _move_candidate(client, name)
     while True:
-        seen = moves(client, name)
+        seen = moves(client, name).keys()
         champion = aliases_of(client, name).get(CHAMPION)
         held = None if champion is None else standing(client, name, champion, package.protocol_digest)
         decision = judge(gate, new, champion, held)
         if not decision.promoted:
             break
-        move_champion(client, name, number, decision.verdict)
-        others = [move for key, move in moves(client, name).items() if key not in seen and move["version"] != number]
+        replaced = move_champion(client, name, number, decision.verdict)
+        # Moves are announced before they are made. Of two at the same time one finds the other here, announced since it
+        # looked or made already: that one stands, and this version is judged again.
+        announced = [move["version"] for moment, move in moves(client, name).items() if moment not in seen]
+        others = [other for other in (replaced, *announced) if other not in (None, champion, number)]
         if not others:
             break
-        # Whoever moves the alias last sees the moves of all: those of others stand, and this version is judged again.
-        move_champion(client, name, others[-1]["version"], f"it was promoted at the same time as version {number}")
+        move_champion(client, name, others[-1], f"it was promoted at the same time as version {number}")
     client.set_model_version_tag(name, str(number), DECISION_TAG, json.dumps(decision.to_json()))
     client.set_model_version_tag(name, str(number), VERDICT_TAG, decision.verdict)
 
@@ -126,16 +128,21 @@ def aliases_of(client: "MlflowClient", name: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 
-def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> None:
-    """Makes a version the champion and the one before it `previous`, and writes down when and why."""
+def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> int | None:
+    """Makes a version the champion and the one before it `previous`, after it has written down when and why.
+
+    -> the champion just before: another than a moment ago where another process has moved it.
+    """
     before = aliases_of(client, name).get(CHAMPION)
     if before == number:
-        return
+        return before
     event = json.dumps({"version": number, "before": before, "why": why})
     client.set_registered_model_tag(name, f"{_MOVED_TAG}{moment_of(time.time())}.{number}", event)
-    if before is not None:
-        client.set_registered_model_alias(name, PREVIOUS, str(before))
+    replaced = aliases_of(client, name).get(CHAMPION)
+    if replaced not in (None, number):
+        client.set_registered_model_alias(name, PREVIOUS, str(replaced))
     client.set_registered_model_alias(name, CHAMPION, str(number))
+    return replaced
 
 
 def moment_of(unix_s: float) -> str:
@@ -144,7 +151,7 @@ def moment_of(unix_s: float) -> str:
 
 
 def moves(client: "MlflowClient", name: str) -> dict[str, dict[str, Any]]:
-    """All changes of the champion, oldest first: to which `version`, which was it `before`, and `why`. By their times."""
+    """By their times, oldest first, all changes of the champion: to which `version`, from which `before`, and `why`."""
     tags = client.get_registered_model(name).tags
     found = {match[1]: value for key, value in tags.items() if (match := _MOVED.fullmatch(key))}
     return {moment: json.loads(found[moment]) for moment in sorted(found)}

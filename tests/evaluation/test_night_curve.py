@@ -15,7 +15,9 @@ def nights() -> list[NightPoint]:
     champions = [9.0, 8.1, 8.1, 7.0, 7.0, 6.4, 6.4, 12.9, 12.9, 11.0, 11.0, 11.0]
     promoted = {1, 2, 4, 6, 10}
     return [
-        NightPoint(version, score, None if version == 3 else 0.3, version in promoted, held, "a" if version < 8 else "b")
+        NightPoint(
+            version, score, None if version == 3 else 0.3, version in promoted, held, "a" if version < 8 else "b"
+        )
         for version, (score, held) in enumerate(zip(scores, champions, strict=True), start=1)
     ]
 

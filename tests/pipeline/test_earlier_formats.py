@@ -18,7 +18,7 @@ from pipeline.tracking import open_run
 from .commands import new_folder, run_here
 
 VERSION = Path(__file__).with_name("version-of-format-1.tar.gz")
-"""What commit d7a31f6 uploaded for a model of digits (400 steps), with the images that it drew from seeds 3 and 10^9 + 7."""
+"""What commit d7a31f6 uploaded for a model of digits (400 steps), and what it drew from seeds 3 and 10^9 + 7."""
 SEEDS = [3, 1_000_000_007]
 
 RUN_FILE = """\

@@ -419,7 +419,9 @@ def test_another_format_is_refused_with_what_to_do(
 ) -> None:
     run = save_run(tmp_path, SPEC, format=found)
     message = refused(capsys, run)
-    assert f"model.json: format {found}, this version reads 1, 2, 3; run the pipeline again with this version" in message
+    assert (
+        f"model.json: format {found}, this version reads 1, 2, 3; run the pipeline again with this version" in message
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[3]", '{"format": 3'])

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, TrackingError
 from pipeline.gate import Gate, Standing
 from pipeline.model_package import ModelPackage
 from pipeline.nightly import as_it_is
-from pipeline.registry import Registered, add_scores, register, standing
+from pipeline.registry import Registered, add_scores, moves, register, standing
 from pipeline.tracking import TrackedRun
 
 SPEC = ModelSpec(
@@ -189,6 +189,45 @@ def test_registering_again_leaves_what_a_person_rolled_back(run: TrackedRun, pac
     run.client.set_registered_model_alias(name, "champion", "1")
     assert not register(run, night(package, "b", 20.0), name, GATE).is_champion
     assert aliases(run, name) == {"candidate": 2, "champion": 1, "previous": 1}
+
+
+@pytest.mark.parametrize(("fid", "meanwhile"), [(20.0, 10.0), (10.0, 20.0)])
+@pytest.mark.parametrize("moment", ["champion", "previous", "announcement"])
+def test_of_two_that_are_promoted_at_the_same_time_the_better_one_is_champion(
+    run: TrackedRun,
+    package: ModelPackage,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    fid: float,
+    meanwhile: float,
+) -> None:
+    """The other is registered, from first to last, just before a call by which this one would become champion."""
+    from mlflow import MlflowClient
+
+    register(run, night(package, "a", 27.0), name, GATE)
+    call = "set_registered_model_tag" if moment == "announcement" else "set_registered_model_alias"
+    real, others = getattr(MlflowClient, call), list[Registered]()
+
+    def interrupted(client: Any, name: str, key: str, value: str) -> None:
+        if not others and (key == moment or moment == "announcement"):
+            others.append(Registered(name, 0, False, ""))
+            others[0] = register(run, night(package, "c", meanwhile), name, GATE)
+        real(client, name, key, value)
+
+    monkeypatch.setattr(MlflowClient, call, interrupted)
+    this = register(run, night(package, "b", fid), name, GATE)
+    (other,) = others
+    best = this.version if fid < meanwhile else other.version
+    assert aliases(run, name)["candidate"] == 3
+    assert aliases(run, name)["champion"] == best
+    assert this.is_champion == (fid < meanwhile)
+
+
+def test_a_tag_of_a_persons_own_is_no_change_of_the_champion(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, package, name, GATE)
+    run.client.set_registered_model_tag(name, "champion.of", "hearts")
+    assert [move["version"] for move in moves(run.client, name).values()] == [1]
 
 
 class Killed(BaseException):

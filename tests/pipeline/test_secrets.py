@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.shards import pack
 from pipeline.sources import DataConfig, Digits
 
@@ -63,18 +64,18 @@ def test_a_night_leaves_no_secret_anywhere(tmp_path: Path, served: Served, ray_f
     port, address = free_port(), f"http://ann:{quote(PASSWORD, safe='')}@127.0.0.1"
     shards = f"{served.url}/train-{{000000..000002}}.tar?X-Amz-Signature={SIGNATURE}&sig={SIGNATURE}&name=x"
     (work / "night.yaml").write_text(RUN_FILE)
-    variables = {name: TOKEN for name in VARIABLES} | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
+    variables = dict.fromkeys(VARIABLES, TOKEN) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
     environment = os.environ | variables | {"RAY_TMPDIR": str(ray_folder), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     environment |= {"HOME": str(work), "PYTHONPATH": str(Path(__file__).parents[2])}
     said: dict[str, bytes] = {}
 
     def command(verb: str, *arguments: str, port: int = port) -> int:
-        whole = [sys.executable, "-m", "pipeline", verb, *arguments, "--traceback"]
+        whole = [sys.executable, "-m", "pipeline", verb]
         if verb in ("check", "nightly", "run"):
             given = [f"tracking.uri={address}:{port}", f"data.source={{kind: shards, urls: ['{shards}']}}"]
-            whole += ["night.yaml", "output=outputs", "tracking.timeout_s=30", *given]
+            whole += ["night.yaml", "output=outputs", "tracking.timeout_s=30", *given, *arguments, "--traceback"]
         else:
-            whole += ["--tracking-uri", f"{address}:{port}"]
+            whole += [*arguments, "--tracking-uri", f"{address}:{port}", "--traceback"]
         done = subprocess.run(whole, capture_output=True, timeout=400, cwd=work, env=environment, check=False)
         said[f"{len(said)} {verb}"] = done.stdout + done.stderr
         return done.returncode
@@ -89,7 +90,7 @@ def test_a_night_leaves_no_secret_anywhere(tmp_path: Path, served: Served, ray_f
     assert b"connection refused" in said["5 run"]
     assert any(ray_folder.glob("session_*/logs/*")), "the logs are elsewhere"
 
-    found = {name: text for name, text in said.items()}
+    found = dict(said)
     for folder in (work, store, ray_folder):
         found |= {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert any(name.endswith("store/mlflow.db") for name in found)
@@ -124,3 +125,46 @@ def test_what_is_packed_is_looked_into() -> None:
         info.size = len(archive.getvalue())
         file.addfile(info, io.BytesIO(archive.getvalue()))
     assert list(leaks("x", tar.getvalue())) == ["token in x: gzip: inner.zip: note"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--no-such-option=http://ann:PASSWORD@host"],
+        ["run", "tracking.uri=http://ann:PASSWORD@host", "night.yaml"],
+        ["run", "night.yaml", "tracking.timeout_s=http://ann:PASSWORD@host"],
+        ["run", "night.yaml", "http://ann:PASSWORD@host"],
+        ["run", "night.yaml", "data.source={kind: shards, urls: 'http://host/a.tar?X-Amz-Signature=PASSWORD&a=b'}"],
+        ["history", "night", "--tracking-uri", "http://ann:PASSWORD@127.0.0.1:1"],
+        ["history", "night", "--tracking-uri", "oracle://ann:PASSWORD@127.0.0.1:1"],
+    ],
+)
+@pytest.mark.parametrize("traceback", [[], ["--traceback"]])
+def test_what_is_wrong_on_the_command_line_is_told_without_credentials(
+    arguments: list[str],
+    traceback: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("night.yaml").write_text(RUN_FILE)
+    try:
+        code = main([*arguments, *traceback])
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code in (1, 2)
+    said = "".join(capsys.readouterr())
+    assert "error" in said.lower()
+    assert "PASSWORD" not in said
+
+
+def test_a_fault_of_the_program_is_told_without_credentials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("no http://ann:PASSWORD@host")
+
+    monkeypatch.setattr("pipeline.__main__._execute", broken)
+    assert main(["keys"]) == 1
+    assert "LookupError: no http://***@host" in capsys.readouterr().err
