@@ -39,6 +39,7 @@ _CURES = {
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
     "HTTP 403": "the server refuses (HTTP 403); are these credentials allowed to write?",
     "HTTP 404": "something answers there that is not an MLflow server (HTTP 404); correct tracking.uri",
+    "not in a valid JSON format": "what answers there is not an MLflow server; correct tracking.uri",
     "timed out": "no answer for {seconds} s (tracking.timeout_s); is the address right, and the server running?",
     "Connection refused": "connection refused; start the server, or correct tracking.uri",
     "NameResolutionError": "no such host name; correct tracking.uri",
@@ -124,13 +125,14 @@ def default_store(uri: str) -> Iterator[None]:
 def reported(doing: str, uri: str) -> Iterator[None]:
     """Turns what MLflow and the libraries below it raise into a TrackingError that shows no credentials."""
     _prepare()
+    from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+    except (MlflowException, ParseError, RequestException, SQLAlchemyError, OSError, ImportError) as error:
         raise TrackingError(redacted(f"{uri}: cannot {doing}: {_explained(str(error))}")) from None
 
 
@@ -195,6 +197,8 @@ def _probe_server(uri: str, timeout_s: float) -> None:
     )
     if answer.status_code != 200:
         raise MlflowException(f"HTTP {answer.status_code}: {answer.text[:200]}")
+    if not answer.text.startswith("{"):
+        raise MlflowException("not in a valid JSON format")
 
 
 def _probe_database(uri: str, _timeout_s: float) -> None:

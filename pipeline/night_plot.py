@@ -20,14 +20,14 @@ def draw_nights(client: "MlflowClient", name: str, path: Path) -> Path | None:
     """Draws them. -> `path`; None where no version has a score."""
     from evaluation.night_curve import night_curve
 
-    points, score = _points(client, name)
+    points, score = night_points(client, name)
     if not any(point.score is not None for point in points):
         return None
     night_curve(points, score, path)
     return path
 
 
-def _points(client: "MlflowClient", name: str) -> tuple[list["NightPoint"], str]:
+def night_points(client: "MlflowClient", name: str) -> tuple[list["NightPoint"], str]:
     """In the order of their versions, and the name of the newest's score; versions of another score are left out."""
     from evaluation.night_curve import NightPoint
 

@@ -70,6 +70,7 @@ def answering(status: int, body: str) -> Iterator[str]:
         (403, "no", "are these credentials allowed to write"),
         (404, "<html>", "not an MLflow server"),
         (500, "oops", "HTTP 500: oops"),
+        (200, "<html>please log in", "what answers there is not an MLflow server"),
     ],
 )
 def test_a_server_that_refuses_is_reported_with_the_cure(status: int, body: str, says: str) -> None:
@@ -82,6 +83,15 @@ def test_a_server_that_refuses_is_reported_with_the_cure(status: int, body: str,
 def test_a_server_that_answers_passes() -> None:
     with answering(200, "{}") as uri:
         check_answers(uri)
+
+
+def test_an_answer_that_makes_no_sense_is_reported() -> None:
+    with (
+        answering(200, '{"registered_models": 3}') as uri,
+        pytest.raises(TrackingError, match="cannot look: Failed to parse"),
+        reported("look", uri),
+    ):
+        connect(uri).search_registered_models()
 
 
 def test_nothing_listening_is_reported_at_once() -> None:
