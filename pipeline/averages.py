@@ -65,6 +65,40 @@ def kept(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("images-*.safetensors"))}
 
 
+@dataclass(frozen=True)
+class KeptAverage:
+    """One that a training has kept at a checkpoint."""
+
+    path: Path
+    sha256: str
+    """Of the file, as `kept` found it when the training ended."""
+
+    @property
+    def images_seen(self) -> int:
+        """At that checkpoint."""
+        return _moment(self.path.name).images_seen
+
+    def checked(self) -> Path:
+        """The file, which is still what it was. TrainingError where it is missing or damaged."""
+        if wrong := mismatch(self.path, self.sha256):
+            training = self.path.parent.parent
+            raise TrainingError(
+                f"{wrong}; restore this average, or set sample.sigma_rel=null and evaluate.curve_images=0, or "
+                f"remove {training} to train anew"
+            )
+        return self.path
+
+
+def along_the_way(folder: Path, kept: Mapping[str, str]) -> list[KeptAverage]:
+    """Those of the narrowest width, which follow the network most closely, in the order of the training.
+
+    folder, kept: as in `PostHocAverage`.
+    """
+    widths = {name: _moment(name).sigma_rel for name in kept}
+    narrowest = [KeptAverage(folder / name, kept[name]) for name in kept if widths[name] == min(widths.values())]
+    return sorted(narrowest, key=lambda average: average.images_seen)
+
+
 def _moment(name: str) -> Snapshot:
     """What the file of this name holds."""
     images, sigma_rel = name.removeprefix("images-").removesuffix(".safetensors").split("-sigma_rel-")
@@ -116,10 +150,4 @@ class PostHocAverage:
         write_bytes(self.file, save(combine_weights(parts)))
 
     def _load(self, name: str) -> dict[str, Tensor]:
-        path = self.folder / name
-        if wrong := mismatch(path, self.kept[name]):
-            raise TrainingError(
-                f"{wrong}; restore this average, or set sample.sigma_rel=null, or remove {self.folder.parent} to train "
-                "anew"
-            )
-        return load_file(path)
+        return load_file(KeptAverage(self.folder / name, self.kept[name]).checked())

@@ -93,6 +93,9 @@ class EvaluateConfig(Record):
     the training images."""
     likelihoods: tuple[Likelihood, ...] = ()
     """Likelihoods of real images to measure beside, bits/dim; each kind at most once."""
+    curve_images: Annotated[int, Resource] = Field(0, ge=0)
+    """Images to draw and score from each power-function average that the training has kept at its checkpoints, 20 at
+    most, for a curve of the score over the training; 0: no curve. So few score higher than sample.images."""
 
     def reference_digest(self) -> str | None:
         """sha256 of the file of `reference`, or of its folder's index; empty where there is none, None where none is
@@ -139,6 +142,9 @@ class ClusterConfig(Record):
     address: str = "local"
     """local: one on this machine, for this run; auto: the one this process is part of, as in a Ray job; or the
     address of another, host:port or ray://host:port."""
+    shared: tuple[Path, ...] = ()
+    """Folders that all nodes of the cluster have under the same name, such as an NFS mount; where there are several
+    nodes, `submit` takes paths below these only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: on GPUs when the cluster has any."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -299,16 +305,23 @@ class Config(Record):
             )
 
     def _average_mistakes(self) -> Iterator[str]:
-        if self.sample.sigma_rel is not None and self.train.images == 0:
-            yield f"sample.sigma_rel: {self.sample.sigma_rel:g}, but train.images 0 keeps no averages; set it to null"
-            return
+        wanted = {}
+        if self.sample.sigma_rel is not None:
+            wanted["sample.sigma_rel"] = (f"{self.sample.sigma_rel:g}", "null")
+        if self.evaluate.curve_images:
+            wanted["evaluate.curve_images"] = (f"{self.evaluate.curve_images:,}", "0")
+        if self.evaluate.curve_images == 1:
+            yield "evaluate.curve_images: 1 image has no covariance; draw more, or none"
         kept = any(isinstance(profile, PowerFunctionEMA) for profile in (self.train.ema, *self.train.also_averaged))
-        if self.sample.sigma_rel is not None and not kept:
-            yield (
-                f"sample.sigma_rel: {self.sample.sigma_rel:g} is made of power-function averages, and train.ema and "
-                'train.also_averaged keep none; set train.also_averaged="[{kind: power_function, sigma_rel: 0.05}, '
-                '{kind: power_function, sigma_rel: 0.1}]", or sample.sigma_rel to null'
-            )
+        for key, (value, without) in wanted.items():
+            if self.train.images == 0:
+                yield f"{key}: {value}, but train.images 0 keeps no averages; set it to {without}"
+            elif not kept:
+                yield (
+                    f"{key}: {value} is made of power-function averages, and train.ema and train.also_averaged keep "
+                    'none; set train.also_averaged="[{kind: power_function, sigma_rel: 0.05}, {kind: power_function, '
+                    f'sigma_rel: 0.1}}]", or {key} to {without}'
+                )
 
     def _augmentation_mistakes(self) -> Iterator[str]:
         told = getattr(self.network, "augment_labels", 0)

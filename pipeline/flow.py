@@ -21,13 +21,24 @@ from .reference import Reference
 from .register import CONFIG, Register
 from .sample import Sample
 from .sample_shards import SampleShards
+from .score_curve import ScoreCurve
 from .stage import Run, Stage
 from .summary import close
 from .terminal import StageReport, Terminal
 from .train import Train
 from .trained_model import ModelFolders
 
-FLOW: tuple[Stage, ...] = (Prepare(), Train(), Guide(), Reference(), Sample(), SampleShards(), Evaluate(), Register())
+FLOW: tuple[Stage, ...] = (
+    Prepare(),
+    Train(),
+    Guide(),
+    Reference(),
+    Sample(),
+    SampleShards(),
+    Evaluate(),
+    ScoreCurve(),
+    Register(),
+)
 STAGES = tuple(stage.name for stage in FLOW)
 
 

@@ -230,6 +230,7 @@ def as_it_is(config: Config, model_name: str, version: int, uri: str) -> Config:
             name=f"{config.name[:40]}-champion",
             train={"images": 0, "warm_start": name},
             sample={"sigma_rel": None},
+            evaluate={"curve_images": 0},
             **_model_parts(there, config),
         )
     except ValidationError as error:

@@ -45,6 +45,9 @@ class Register(Stage):
         guide = run.results.get("guide")
         guided = {"guide_cross_entropy": guide.facts["loss"]} if guide else {}
         run.tracked.log_metrics(speeds | sampled | guided, package.trained_images, package.trained_ms)
+        if (curve := run.results.get("curve")) is not None:
+            for images_seen, value in curve.facts["points"]:
+                run.tracked.log_metrics({f"curve/{curve.facts['score']}": value}, images_seen, package.trained_ms)
         report = write_report(run, package.pictures, package.config)
         package = replace(package, report=report)
         run.tracked.log_files([report, package.config, run.results["evaluate"].folder / PROTOCOL])

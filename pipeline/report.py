@@ -130,6 +130,12 @@ def _captions(run: Run) -> dict[str, _Caption]:
         "loss": _Caption(
             "Training loss", "Over the images seen, repeats counted.", "Plot of the loss over images seen"
         ),
+        "score": _Caption(
+            "Score over the training",
+            f"Of {run.config.evaluate.curve_images:,} images from each average that was kept at a checkpoint: so few "
+            "score higher than the samples above.",
+            "Plot of the score over images seen",
+        ),
         "bound_terms": _Caption(
             "The variational bound", "Its terms, step by step.", "Plot of the terms of the bound over their steps"
         ),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.curves import loss_curve, path_curves
+from evaluation.curves import loss_curve, path_curves, score_curve
 from evaluation.pictures import denoising_strip, headed_rows, image_grid, noising_strip, real_and_generated
 from model import default_label
 
@@ -136,3 +136,10 @@ def _draw_curves(run: Run) -> Iterator[Path]:
     if points:  # a model may be scored as it is
         loss_curve([point["images"] for point in points], [point["loss"] for point in points], run.folder / "loss.png")
         yield run.folder / "loss.png"
+    if (curve := run.results.get("curve")) is not None:
+        measured = [point for point in curve.facts["points"] if point[1] is not None]
+        if measured:
+            score = f"{curve.facts['score']} of {curve.facts['images']:,} samples; lower is better"
+            images_seen, values = zip(*measured, strict=True)
+            score_curve(images_seen, values, score, run.folder / "score.png")
+            yield run.folder / "score.png"

@@ -28,12 +28,13 @@ from evaluation.reference import ReferenceKey, read_reference, write_reference
 from evaluation.scores import score
 from model import DDIM, DDPMUNet, ModelSpec, VPCosine
 from pipeline.checkpoint import SPEC, WEIGHTS
+from pipeline.chunks import Chunks, ChunkTask
 from pipeline.config import SampleConfig
+from pipeline.drawer import Drawer, Equipment
 from pipeline.evaluate import SampleFeatures
 from pipeline.features import Extraction, FeatureFiles
 from pipeline.files import sha256_of
 from pipeline.reference import STATISTICS, RealFeatures
-from pipeline.sample import Chunks, Drawer
 from pipeline.trained_model import ModelFolders
 from records import Record, growth
 
@@ -103,9 +104,10 @@ def draw(folder: Path, images: int) -> None:
     """What an actor does, of all chunks."""
     extraction = Extraction(Classifier(), folder / CLASSIFIER, sha256_of(folder / CLASSIFIER))
     chunks = chunks_of(folder / "drawn", images)
-    actor = Drawer(ModelFolders(folder, None, folder / WEIGHTS), chunks, threads=1, extraction=extraction)
+    model = ModelFolders(folder, None, folder / WEIGHTS)
+    actor = Drawer(Equipment.of(chunks.config, model, "cpu", extraction), threads=1)
     for chunk in range(chunks.count):
-        actor.draw(chunk)
+        actor.draw(ChunkTask(chunks, chunk))
 
 
 WORK: dict[str, Callable[[Path, int], None]] = {

@@ -218,7 +218,7 @@ def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage:
     folder = Training(tmp_path).until(2 * BATCH * EVERY).folder / AVERAGES
     average = PostHocAverage(folder, kept(folder), Snapshot(images_seen=2 * BATCH * EVERY, sigma_rel=0.1))
     damage(folder / NAMES[3])
-    says = rf"{NAMES[3]}: sha256 .*, expected .*; restore this average, or set sample.sigma_rel=null, or remove"
+    says = rf"{NAMES[3]}: sha256 .*, expected .*; restore this average, or set sample.sigma_rel=null and evaluate"
     with pytest.raises(TrainingError, match=says):
         average.make()
     assert not average.file.exists()
