@@ -42,11 +42,11 @@ def score_curve(images_seen: Sequence[float], values: Sequence[float], score: st
     points = np.array([point for point in zip(images_seen, values, strict=True) if np.isfinite(point).all()])
     if not len(points):
         raise EvaluationError(f"{path.name}: none of {len(values)} values of {score} is a number")
-    figure, axes = _one_plot("images seen", score)
+    figure, axes = one_plot("images seen", score)
     axes.plot(*points.T, color=ACCENT, linewidth=2, marker="o" if len(points) < 40 else "")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _scale(axes, points[:, 1])
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_loss(axes: Axes, seen: NDArray[np.float64], loss: NDArray[np.float64]) -> None:

@@ -96,6 +96,7 @@ def artifact_location(uri: str, folder: Path) -> str | None:
 def redacted(text: str) -> str:
     """`text` without the user name and password of any address in it, nor the secrets of its query."""
     text = re.sub(r"""://[^\s"']*@""", "://***@", text)
+    text = re.sub(r""":/[^\s"'/:@]+:[^\s"'@]+@""", ":/***@", text)  # of one that was taken for a file's name
     return re.sub(rf"""(?i)\b((?:{_SECRETS})=)[^&\s"']+""", r"\1***", text)
 
 

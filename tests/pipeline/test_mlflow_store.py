@@ -36,6 +36,8 @@ def test_a_relative_sqlite_file_becomes_absolute(tmp_path: Path, monkeypatch: py
         ("mysql://db/x?user=ann&password=secret&ssl=1", "mysql://db/x?user=ann&password=***&ssl=1"),
         ("https://bucket/x?X-Amz-Signature=secret&a=1", "https://bucket/x?X-Amz-Signature=***&a=1"),
         ('["http://ann:secret@host","me@home"]', '["http://***@host","me@home"]'),
+        ("tracking.uri=http:/ann:secret@host: no such file", "tracking.uri=http:/***@host: no such file"),
+        ("models:/digits@champion", "models:/digits@champion"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
     ],
 )
