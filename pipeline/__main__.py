@@ -226,7 +226,7 @@ def _disk_errors(output: str | Path) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="python -m pipeline",
         description="Train, sample, score and register a diffusion model, from one YAML file.",
         epilog="'keys' explains every key of the file. A command that was interrupted goes on when it is given again.",

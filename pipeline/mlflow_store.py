@@ -126,7 +126,7 @@ def default_store(uri: str) -> Iterator[None]:
 def reported(doing: str, uri: str) -> Iterator[None]:
     """Turns what MLflow and the libraries below it raise into a TrackingError that shows no credentials."""
     _prepare()
-    from google.protobuf.json_format import ParseError
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]  # its stubs are not installed
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError

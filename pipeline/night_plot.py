@@ -46,10 +46,10 @@ def night_points(client: "MlflowClient", name: str) -> tuple[list["NightPoint"],
         points.append(
             NightPoint(
                 int(version.version),
-                own and own.decisive,
-                own and own.error,
+                own.decisive if own else None,
+                own.error if own else None,
                 json.loads(version.tags[DECISION_TAG])["promoted"],
-                held and held.decisive,
+                held.decisive if held else None,
                 protocol,
             )
         )

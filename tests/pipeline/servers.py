@@ -81,7 +81,7 @@ def postgres(programs: Path) -> Iterator[str]:
     It refuses to run as root; there it runs as the user `postgres`, whom the package has made.
     """
     port, password = free_port(), "not-so-secret"
-    user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
     with TemporaryDirectory(prefix="postgres-") as name:  # below /tmp: the name of a socket may have 107 bytes
         folder = Path(name)
         (folder / "password").write_text(password)

@@ -263,14 +263,14 @@ def test_a_rollback_where_nothing_else_was_champion_is_refused(
 
 
 def test_a_name_of_several_words_will_do(run: TrackedRun, package: ModelPackage, network: torch.nn.Module) -> None:
-    name = "Zwölf Zahlen & mehr, 100 %"
+    name = "Zwölf Zahlen & mehr"
     assert register(run, package, name, GATE).is_champion
     stored = load_stored(f"models:/{name}@champion", [], run.uri, "cpu")
     images = generate(stored.model, stored.sampler, torch.tensor([5]))
     assert torch.equal(images, generate(TrainedModel(SPEC, network), SAMPLER, torch.tensor([5])))
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "it's", "..", ".hidden"])
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "it's", "..", "v1.5", "100 %"])
 def test_a_name_that_would_be_misread_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="model_name"):
         load(RUNS / "digits.yaml", [f'register.model_name="{name}"'], Config)
