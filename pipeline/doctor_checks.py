@@ -19,7 +19,7 @@ from .errors import ClusterError, ConfigError, DataError, PipelineError, Trackin
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
 from .files import write_text
 from .mlflow_store import check_answers, explained, redacted
-from .plan import parameters
+from .outline import parameters
 from .prepare import Prepare
 from .shard_index import ShardIndex
 from .shipment import PACKAGES

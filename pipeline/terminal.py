@@ -88,14 +88,6 @@ def _in_thousands(number: float, unit: str) -> str:
     return f"{rounded:g} {_PREFIXES[power]}{unit}"
 
 
-def size(bytes_: float) -> str:
-    """`572 MB`: three digits, a thousand to the next unit."""
-    rounded, power = float(f"{bytes_:.3g}"), 0
-    while rounded >= 1000 and power < len(_PREFIXES) - 1:
-        rounded, power = rounded / 1000, power + 1
-    return f"{rounded:g} {_PREFIXES[power]}B"
-
-
 def duration(seconds: float) -> str:
     """`3.2 s`, `42 s`, `1 min 23 s`, `2 h 5 min`, `1 d 3 h`."""
     if seconds < 9.95:
