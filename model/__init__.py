@@ -26,7 +26,7 @@ from .editing import (
 )
 from .ema import EMA, WIDEST_SIGMA_REL, EMAProfile, EMAs, ExponentialEMA, PowerFunctionEMA
 from .execution import EAGER, Execution
-from .flops import training_flops
+from .flops import evaluation_flops, training_flops
 from .gaussian_path import GaussianPath
 from .generation import TrainedModel, default_label, generate, last, trajectory
 from .grids import Grid, time_grid
@@ -155,6 +155,7 @@ __all__ = [
     "default_label",
     "denoising_loss",
     "dequantised",
+    "evaluation_flops",
     "fast_precision",
     "float32_products",
     "generate",

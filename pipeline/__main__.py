@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from .terminal import Terminal, console_for, print_error, quiet_libraries
 
@@ -15,6 +17,9 @@ from evaluation import EvaluationError  # noqa: E402
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import ConfigError, PipelineError  # noqa: E402
+from .job_commands import NAMES as JOB_COMMANDS  # noqa: E402
+from .job_commands import add_job_commands, run_job_command  # noqa: E402
+from .mlflow_store import redacted  # noqa: E402
 from .request import MODEL_HELP, add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
@@ -42,12 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(options)
     except (PipelineError, EvaluationError) as error:
         if options.traceback:
-            raise
-        print_error(str(error))
+            _print_traceback()
+        else:
+            print_error(redacted(str(error)))
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print_error("interrupted" if options.command in _BRIEF else "interrupted; the same command goes on from here")
         return 130
+    except Exception:  # a fault of the program
+        _print_traceback()
+        return 1
+
+
+def _print_traceback() -> None:
+    """Of the exception that is handled, as Python has it, but without credentials."""
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat what was typed, but for credentials."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
 
 
 def _execute(options: argparse.Namespace) -> int:
@@ -74,11 +95,18 @@ def _execute(options: argparse.Namespace) -> int:
     if options.command in without_file:
         without_file[options.command](options)
         return 0
+    if options.command in JOB_COMMANDS:
+        return run_job_command(options, Terminal())
+    if options.command == "plan":
+        from .plan import run_plan
+
+        run_plan(options, console_for(sys.stdout))
+        return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
-        from .plan import print_plan
+        from .outline import print_outline
 
-        print_plan(config, console_for(sys.stdout))
+        print_outline(config, console_for(sys.stdout))
         return 0
     if options.command == "doctor":
         from .doctor import run_doctor
@@ -207,7 +235,7 @@ def _disk_errors(output: str | Path) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="python -m pipeline",
         description="Train, sample, score and register a diffusion model, from one YAML file.",
         epilog="'keys' explains every key of the file. A command that was interrupted goes on when it is given again.",
@@ -218,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor": "look at the cluster, its nodes, storage, shards and MLflow, and name what is to be mended first",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
+        "plan": "what a run would take of time, devices, storage and network, and what limits it",
         "profile": "train some steps here, without a cluster, and write down where their time goes",
         "nightly": "train on what is there now, score against the champion, promote what is better: for a scheduler",
         "sweep": "draw from one checkpoint in many ways and compare: key=a,b,c for keys of sample and evaluate",
@@ -235,6 +264,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_outside(command)
         if name == "doctor":
             command.add_argument("--all", action="store_true", help="read all shards, not a sample of them")
+        if name == "plan":
+            command.add_argument(
+                "--device", metavar="NAME", help="plan for this device, such as h200; default: this machine"
+            )
+            command.add_argument(
+                "--gpus", type=int, metavar="N", help="so many of --device; default: train.num_workers"
+            )
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     drawing = "use a trained model: images, grids, interpolations, reconstructions, inpainting, image to image"
     add_options(commands.add_parser("generate", help=drawing, description=drawing))
@@ -248,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import", help="make a model of a folder of diffusers, to draw, score or train on"))
     _add_export(commands.add_parser("export", help="write a model as a folder of diffusers"))
     _add_versions(commands)
+    add_job_commands(commands, ["run", *_STAGES, "nightly", "sweep"])
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)

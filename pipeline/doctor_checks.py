@@ -15,14 +15,14 @@ from evaluation import WeightsFile
 from model import PowerFunctionEMA
 
 from . import doctor_nodes
-from .cluster import PACKAGES
 from .errors import ClusterError, ConfigError, DataError, PipelineError, TrackingError
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
 from .files import write_text
 from .mlflow_store import check_answers, explained, redacted
-from .plan import parameters
+from .outline import parameters
 from .prepare import Prepare
 from .shard_index import ShardIndex
+from .shipment import PACKAGES
 from .sources import Shards, Stream
 from .terminal import size
 

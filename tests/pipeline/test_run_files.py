@@ -9,7 +9,7 @@ import torch
 from model import Stream, words
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.plan import parameters, plan
+from pipeline.outline import outline, parameters
 from pipeline.train import recipe_of
 from pipeline.train_step import Batch, Recipe, TrainStep
 
@@ -66,7 +66,7 @@ def test_run_file_is_valid_and_its_plan_says_the_parameters(name: str) -> None:
     config = config_of(name)
     assert config.name == name
     assert parameters(config) == PARAMETERS[name]
-    assert f"{PARAMETERS[name]:,} parameters" in plan(config)["network"]
+    assert f"{PARAMETERS[name]:,} parameters" in outline(config)["network"]
 
 
 @pytest.mark.parametrize(
