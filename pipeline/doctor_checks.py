@@ -19,12 +19,12 @@ from .errors import ClusterError, ConfigError, DataError, PipelineError, Trackin
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
 from .files import write_text
 from .mlflow_store import check_answers, explained, redacted
-from .outline import parameters
 from .prepare import Prepare
 from .shard_index import ShardIndex
 from .shipment import PACKAGES
 from .sources import Shards, Stream
 from .terminal import size
+from .volumes import checkpoint_bytes, network_of, weights_bytes
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16
@@ -115,10 +115,10 @@ def disk_has_room(examination: Examination) -> str:
     """Of output, for the checkpoints that a training keeps."""
     train = examination.config.train
     averages = [train.ema, *train.also_averaged]
-    weights = 4 * parameters(examination.config)
-    checkpoint = weights * (3 + len(averages))  # the network, Adam's two moments, and the averages
+    network = network_of(examination.config)
+    checkpoint = checkpoint_bytes(network, len(averages), points=0)
     written = -(-train.images // train.checkpoint_images)
-    lasting = weights * written * sum(isinstance(each, PowerFunctionEMA) for each in averages)
+    lasting = weights_bytes(network) * written * sum(isinstance(each, PowerFunctionEMA) for each in averages)
     needed = checkpoint * min(train.keep_checkpoints + 2, written + 1) + lasting  # the best, and one that is written
     output = next(folder for folder in (examination.run.output, *examination.run.output.parents) if folder.exists())
     free = shutil.disk_usage(output).free

@@ -173,7 +173,7 @@ class Examination:
         return " - ".join(f"{self._on(some)}: {value}" for value, some in names.items())
 
     def _on(self, names: list[str]) -> str:
-        if len(names) == len(self.nodes) > 1:
+        if len(names) > 1 and set(names) == {node.name for node in self.nodes}:
             return "every node"
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         return ", ".join(names[:_NAMES]) + more
