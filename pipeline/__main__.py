@@ -15,6 +15,8 @@ from evaluation import EvaluationError  # noqa: E402
 from .config import Config  # noqa: E402
 from .configfile import load  # noqa: E402
 from .errors import ConfigError, PipelineError  # noqa: E402
+from .job_commands import NAMES as JOB_COMMANDS  # noqa: E402
+from .job_commands import add_job_commands, run_job_command  # noqa: E402
 from .request import MODEL_HELP, add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
@@ -74,6 +76,8 @@ def _execute(options: argparse.Namespace) -> int:
     if options.command in without_file:
         without_file[options.command](options)
         return 0
+    if options.command in JOB_COMMANDS:
+        return run_job_command(options, Terminal())
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
         from .plan import print_plan
@@ -241,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import", help="make a model of a folder of diffusers, to draw, score or train on"))
     _add_export(commands.add_parser("export", help="write a model as a folder of diffusers"))
     _add_versions(commands)
+    add_job_commands(commands, ["run", *_STAGES, "nightly", "sweep"])
     keys = commands.add_parser("keys", help="every key of a run file: type, default, meaning")
     keys.add_argument("--choices", action="store_true", help="only what there is to choose from, as a Markdown table")
     keys.set_defaults(traceback=False)

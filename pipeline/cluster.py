@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import ray
@@ -16,12 +15,12 @@ from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]  # lik
 
 from .config import ClusterConfig
 from .errors import ClusterError
+from .shipment import PACKAGES, TREE
 from .terminal import quiet_libraries
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
 _CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what every client of Ray asks a head first
 _AUTH_MODE = "RAY_AUTH_MODE"
-_PACKAGES = ("model", "evaluation", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -162,5 +161,4 @@ def _this_code(config: ClusterConfig) -> dict[str, list[str]]:
     """Sends this tree's packages to a cluster's workers; inside a Ray job they came with the job already."""
     if config.address == "auto":
         return {}
-    tree = Path(__file__).parent.parent
-    return {"py_modules": [str(tree / package) for package in _PACKAGES]}
+    return {"py_modules": [str(TREE / package) for package in PACKAGES]}

@@ -1,5 +1,6 @@
 """Which code and which packages made a model."""
 
+import json
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+RECORD = "code_version.json"
+"""Beside the packages where they were sent to a cluster, without their repository: what was known of it."""
 _GIT_S = 30.0
 
 
@@ -28,6 +31,8 @@ class CodeVersion:
 @cache
 def code_version(folder: Path = Path(__file__).parent) -> CodeVersion:
     """Of the repository that a folder lies in, by default this code's; looked up once."""
+    if (record := folder.parent / RECORD).is_file():
+        return CodeVersion(**json.loads(record.read_text(encoding="utf-8")))
     try:
         commit = _git(folder, "rev-parse", "HEAD").strip()
         return CodeVersion(commit, _git(folder, "diff", "HEAD"))

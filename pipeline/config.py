@@ -142,6 +142,9 @@ class ClusterConfig(Record):
     address: str = "local"
     """local: one on this machine, for this run; auto: the one this process is part of, as in a Ray job; or the
     address of another, host:port or ray://host:port."""
+    shared: tuple[Path, ...] = ()
+    """Folders that all nodes of the cluster have under the same name, such as an NFS mount; where there are several
+    nodes, `submit` takes paths below these only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: on GPUs when the cluster has any."""
     cpus_per_worker: int = Field(1, ge=1)

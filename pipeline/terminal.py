@@ -206,6 +206,10 @@ class Terminal:
         """One line, indented like the figure of a stage."""
         self._line(f"  {text}")
 
+    def text(self, text: str) -> None:
+        """What another program has printed, as it is."""
+        self.console.print(Text(text), end="", soft_wrap=True)
+
     def closing_table(self, reports: Sequence[StageReport]) -> None:
         """Every stage with its time and figure, and the time of all."""
         rows = [(report.name, report.seconds, report.skipped or report.figure) for report in reports]

@@ -1,0 +1,160 @@
+"""Real Ray clusters on this machine, as `ray start` makes them, whose dashboard takes jobs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+
+_BIN = Path(sys.executable).parent
+_START_S = 180
+_STORE = f"--object-store-memory={100 * 1024**2}"
+TOKEN = "5e" * 32
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node and the environment of those who may use it."""
+
+    url: str
+    """Of its dashboard."""
+    gcs: str
+    """HOST:PORT that nodes join."""
+    environment: Mapping[str, str]
+    """With its token, where it wants one."""
+    folder: Path
+
+
+@contextmanager
+def head(folder: Path, mode: str) -> Iterator[Head]:
+    """`ray start --head`. mode: token or disabled.
+
+    The dashboard is started after it, with what jobs need: Ray gives a node 30 s to start, which a busy machine needs
+    for the node alone.
+    """
+    home = folder / "home"
+    (home / ".ray").mkdir(parents=True)
+    if mode == "token":
+        (home / ".ray" / "auth_token").write_text(TOKEN)
+    environment = environment_of(home)
+    gcs, dashboard = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    serving = {**environment, "RAY_AUTH_MODE": mode}
+    with ExitStack() as stack:
+        port = gcs.rpartition(":")[2]
+        stack.enter_context(_started(folder, serving, "--head", f"--port={port}", "--include-dashboard=false"))
+        command = _dashboard(folder, gcs, dashboard, serving)
+        stack.enter_context(_process(command, serving, folder / "dashboard.log"))
+        _wait(f"http://{dashboard}", mode)
+        yield Head(f"http://{dashboard}", gcs, environment, folder)
+
+
+@contextmanager
+def another_node(head: Head) -> Iterator[None]:
+    """`ray start --address`: while it lasts the cluster has two nodes."""
+    with _started(head.folder, head.environment, f"--address={head.gcs}"):
+        yield
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Of a process with this home, in which nothing says which cluster, and `python` is this one."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    return {**inherited, "HOME": str(home), "PATH": f"{_BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextmanager
+def _started(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[None]:
+    session = [f"--temp-dir={folder / 'ray'}"] if "--head" in options else []
+    command = [str(_BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", _STORE, *session]
+    agent = f"--dashboard-agent-listen-port={_free_port()}"
+    log = folder / f"node-{_free_port()}.log"
+    with _process([*command, agent, *options], environment, log) as process:
+        deadline = time.monotonic() + _START_S
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, "the node did not start"
+            time.sleep(0.2)
+        yield
+
+
+@contextmanager
+def _process(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with all that it starts, which ends with the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        for each in started:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
+        process.wait()
+
+
+def _dashboard(folder: Path, gcs: str, address: str, environment: Mapping[str, str]) -> list[str]:
+    session = (folder / "ray" / "session_latest").resolve()
+    cluster_id = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from ray._raylet import GcsClient; print(GcsClient(address='{gcs}').cluster_id.hex())",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+    host, _, port = address.rpartition(":")
+    return [
+        sys.executable,
+        str(Path(ray.__file__).parent / "dashboard" / "dashboard.py"),
+        f"--host={host}",
+        f"--port={port}",
+        "--port-retries=0",
+        f"--temp-dir={folder / 'ray'}",
+        f"--log-dir={session / 'logs'}",
+        f"--session-dir={session}",
+        f"--gcs-address={gcs}",
+        f"--cluster-id-hex={cluster_id}",
+        "--node-ip-address=127.0.0.1",
+        "--modules-to-load=JobHead,NodeHead",
+    ]
+
+
+def _wait(url: str, mode: str) -> None:
+    """Until the dashboard answers."""
+    headers = {"Authorization": f"Bearer {TOKEN}"} if mode == "token" else {}
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{url}/api/jobs/", headers=headers), timeout=10
+            ) as answer:
+                json.load(answer)
+            return
+        except (OSError, ValueError):
+            assert time.monotonic() < deadline, "the dashboard did not start"
+            time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
