@@ -110,7 +110,7 @@ class Network:
 
 @contextmanager
 def network(disks: Path) -> Iterator[Network]:
-    """A network of no hosts yet; those that it gets are gone at the end. disks: a folder for what each has for itself."""
+    """A network of no hosts yet; those that it gets are gone at the end. disks: for what each has for itself."""
     number = os.getpid() % 200 + 20
     made = Network(f"dp{number}", f"10.77.{number}", disks)
     _ip("link", "add", made.bridge, "type", "bridge")

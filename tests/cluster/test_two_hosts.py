@@ -19,7 +19,6 @@ from pipeline.config import Config
 from pipeline.configfile import dump
 from pipeline.curve import read_curve
 from pipeline.mlflow_store import connect
-from pipeline.train import Train
 
 from ..pipeline.trainings import TINY, losses, paced, prepared, train_here
 from .hosts import Host, Network, network, why_not
@@ -77,17 +76,36 @@ class Site:
     def tracking_uri(self) -> str:
         return f"http://{self.tracking.address}:5000"
 
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.head.address}:8265"
+
     def start_ray(self, host: Host, *options: str) -> None:
         """One of its nodes, of one CPU."""
         resources = ("--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block")
         command = (str(PYTHON.with_name("ray")), "start", f"--node-ip-address={host.address}", *resources, *options)
-        host.start(*command, log=self.folder / f"{host.name}.log", environment=self.environment)
+        log = self.folder / f"{host.name}.log"
+        host.start(*command, log=log, environment=self.environment)
+        wait_until(lambda: "Ray runtime started" in log.read_text(), f"Ray on {host.name}", UP_S)
 
     def join(self) -> Host:
         """One host more in the cluster."""
         host = self.network.host()
         self.start_ray(host, f"--address={self.head.address}:6379")
         return host
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[tuple[int, float]]:
+    """The losses of the same training by one process."""
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024**2)
+    try:
+        cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
+        found = losses(train_here(prepared(CONFIG, tmp_path / "here", cluster, num_workers=1)).folder)
+    finally:
+        ray.shutdown()
+    assert len(found) == TRAIN["images"] // TRAIN["log_images"]
+    return found
 
 
 @pytest.fixture
@@ -99,6 +117,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     token.write_text("7a" * 32)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = inherited | _SOON_DEAD | {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
+    environment["PATH"] = f"{PYTHON.parent}:{environment['PATH']}"  # the job's `python`
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # which takes processes that nobody asks for here
     disks = tmp_path / "disks"
     disks.mkdir()
     with network(disks) as made:
@@ -110,6 +130,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         allowed = ("--allowed-hosts", f"{site.tracking.address}:5000")
         command = (str(PYTHON.with_name("mlflow")), *server, *options, *allowed)
         site.tracking.start(*command, log=tmp_path / "mlflow.log", environment=environment)
+        wait_until(lambda: answers(f"{site.dashboard}/api/version"), "Ray's dashboard", UP_S)
         wait_until(lambda: answers(f"{site.tracking_uri}/health"), "MLflow's server", UP_S)
         yield site
 
@@ -124,8 +145,7 @@ def answers(url: str) -> bool:
 @contextmanager
 def submitted(site: Site, run_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`submit --follow` from outside all hosts; what it prints is in `job.log`."""
-    address = f"http://{site.head.address}:8265"
-    command = [sys.executable, "-m", "pipeline", "submit", str(run_file), "--address", address, "--follow"]
+    command = [sys.executable, "-m", "pipeline", "submit", str(run_file), "--address", site.dashboard, "--follow"]
     log = site.folder / "job.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=dict(site.environment), stdout=output, stderr=subprocess.STDOUT)
@@ -137,26 +157,16 @@ def submitted(site: Site, run_file: Path) -> Iterator[subprocess.Popen[bytes]]:
             print(log.read_text())
 
 
-def undisturbed(output: Path) -> list[tuple[int, float]]:
-    """The losses of the same training by one process."""
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024**2)
-    try:
-        cluster = Cluster(Config.model_validate(CONFIG).cluster, 1, 0)
-        found = losses(train_here(prepared(CONFIG, output, cluster, num_workers=1)).folder)
-    finally:
-        ray.shutdown()
-    assert len(found) == TRAIN["images"] // TRAIN["log_images"]
-    return found
-
-
 def seen_drawing(hosts: list[Host], over: Event, seen: set[str]) -> None:
     """Writes down which hosts draw images, until it is over."""
     while not over.wait(0.2):
         seen.update(host.name for host in hosts if host.runs(DRAWER))
 
 
-def test_a_job_whose_host_is_cut_off_goes_on_and_takes_in_another(site: Site) -> None:
-    expected = undisturbed(site.folder / "here")
+def test_a_job_whose_host_is_cut_off_goes_on_and_takes_in_another(
+    undisturbed: list[tuple[int, float]], site: Site
+) -> None:
+    expected = undisturbed
     lost = site.join()
     output = site.folder / "shared" / "outputs"
     output.mkdir(parents=True)
@@ -172,19 +182,26 @@ def test_a_job_whose_host_is_cut_off_goes_on_and_takes_in_another(site: Site) ->
         return sum(len(read_curve(folder)) for folder in output.glob("stages/train-*"))
 
     over, drawn_on = Event(), set[str]()
-    wait_until(lambda: answers(f"http://{site.head.address}:8265/api/version"), "Ray's dashboard", UP_S)
     with submitted(site, run_file) as job, ExitStack() as stack:
+
+        def wait_for(condition: Callable[[], bool], what: str) -> None:
+            def holds() -> bool:
+                assert job.poll() is None, f"{what}: the job is over"
+                return condition()
+
+            wait_until(holds, what)
+
         stack.callback(over.set)
         stack.enter_context(paced("CurveBuffer", over))
-        wait_until(lambda: points() > 12 and lost.runs(WORKER) and site.head.runs(WORKER), "training on both hosts")
+        wait_for(lambda: points() > 12 and lost.runs(WORKER) and site.head.runs(WORKER), "training on both hosts")
         lost.cut()
         at_cut = points()
-        wait_until(lambda: points() > at_cut + 10, "training on one host")
+        wait_for(lambda: points() > at_cut + 10, "training on one host")
         new = site.join()
-        wait_until(lambda: new.runs(WORKER), "training on the new host")
+        wait_for(lambda: new.runs(WORKER), "training on the new host")
         with_new = points()
         assert with_new < len(expected), "it was over before the new host came"
-        wait_until(lambda: points() > with_new + 2, "training on both again")
+        wait_for(lambda: points() > with_new + 2, "training on both again")
         over.set()
         ended = Event()
         watching = Thread(target=seen_drawing, args=([site.head, new], ended, drawn_on))
