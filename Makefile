@@ -9,7 +9,7 @@ OUTPUT ?= outputs
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-cluster check format profile bench ui lock clean
+.PHONY: help run test test-slow test-cluster check format profile bench manifests ui lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,12 +50,15 @@ bench: .venv/installed ## Speed, as ratios measured in one run; machine otherwis
 	@$(BIN)/python tests/benchmarks/scoring.py
 	@$(BIN)/python tests/benchmarks/scoring_memory.py
 
+manifests: .venv/installed ## Render infra/kubernetes into build/manifests, and check what was rendered
+	@$(BIN)/python tests/infra/manifests.py build/manifests
+
 ui: .venv/installed ## The MLflow UI on what has been run so far, at http://127.0.0.1:5000
 	@test -f $(OUTPUT)/mlflow.db || { echo "$(OUTPUT)/mlflow.db: nothing has been run yet; make run"; exit 1; }
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUTPUT))/mlflow.db --host 127.0.0.1 --port 5000
 
 lock: .venv/installed ## Resolve the ranges of pyproject.toml to the exact versions of infra/requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra server --upgrade --quiet --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -o infra/requirements.lock
 
 clean: ## Remove the environment and caches; outputs/ stays

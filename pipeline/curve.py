@@ -2,11 +2,10 @@
 
 Rank 0 hands each point to a small actor; the driver empties it into `metrics.jsonl`, the one record of the curve.
 MLflow copies from that file. A training that resumed passes some points again; they are the same points, and the file
-keeps the first. The numbers of the last point are also Ray metrics, which a cluster's Prometheus scrapes.
+keeps the first. The numbers of the last point are also Ray metrics (gauges.py), which a cluster's Prometheus scrapes.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
-from ray.util.metrics import Gauge
 
 from .curve_buffer import CurveBuffer, Point
 from .errors import TrainingError
@@ -22,38 +20,6 @@ from .files import write_text
 
 CURVE = "metrics.jsonl"
 _POLL_S = 0.5
-
-_logger = logging.getLogger(__name__)
-
-
-class Gauges:
-    """The numbers of the last point, each as a gauge `pipeline_train_NAME` with the tag `run`; rank 0 sets them.
-
-    Where ray[default] is installed, Ray exports them at the metrics port of the node, as `ray_pipeline_train_NAME`.
-    """
-
-    def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
-        self._gauges: dict[str, Gauge] = {}
-        self._broken = False
-
-    def set(self, point: Point) -> None:
-        """Never raises, and gives up after the first error: a gauge is no reason to end a training."""
-        if self._broken:
-            return
-        try:
-            for name, value in point.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._gauge(name).set(value, self._tags)
-        except Exception as error:
-            self._broken = True
-            _logger.warning("the training goes on without metrics for Prometheus: %s", error)
-
-    def _gauge(self, name: str) -> Gauge:
-        if name not in self._gauges:
-            text = f"{name} of the last point of the training curve"
-            self._gauges[name] = Gauge(f"pipeline_train_{name}", text, ("run",))
-        return self._gauges[name]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from model import default_label
 from .chunks import Chunks
 from .features import Batch, Extraction, FeatureFiles
 from .files import write_arrays, write_json
+from .gauges import Gauges
 from .keyroles import identity
 from .likelihood import measure
 from .reference import RealFeatures, extraction_of, reference_key, reference_statistics, write_missing
@@ -55,7 +57,9 @@ class Evaluate(Stage):
         extraction, features = extraction_of(run), SampleFeatures.of(run)
         chunks, files = features.chunks, features.files
         write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
-        return _score(run, features, folder)
+        facts = _score(run, features, folder)
+        export_score(run.config.name, facts)
+        return facts
 
     def needs_actors(self, run: Run) -> bool:
         """Whether actors have something to do before it can be scored: features do not all lie beside the images."""
@@ -66,6 +70,13 @@ class Evaluate(Stage):
     def figure(self, facts: Facts) -> str:
         value = facts["scores"][facts["primary_score"]]
         return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.4g}")
+
+
+def export_score(run: str, facts: Facts) -> None:
+    """The score that decides, for Prometheus, where this process has a cluster. run: the run's name."""
+    name = facts["primary_score"]
+    if ray.is_initialized():
+        Gauges("evaluate", run=run, score=name).set({"score": facts["scores"][name]})
 
 
 class FeatureWriter:

@@ -16,6 +16,7 @@ from evaluation import EvaluationError
 
 from .cluster import Cluster
 from .errors import ClusterError, PipelineError
+from .gauges import Gauges
 from .stage import Run
 
 
@@ -155,11 +156,17 @@ def images_on_actors(
         run.terminal.progress(images, "images") as progress,
         actor_pool(run.joined, run.samplers(len(tasks)), actor, *arguments) as pool,
     ):
-        progress.update(images - sum(task.images for task in tasks))
+        gauges = Gauges("stage", run=run.config.name, stage=stage)
+
+        def advance(done: int) -> None:
+            progress.update(done)
+            gauges.set({"images": done, "total_images": images, "images_per_s": progress.per_second})
+
+        advance(images - sum(task.images for task in tasks))
 
         def done() -> Iterator[ImageTask]:
             for task in fan_out(pool, tasks, method, stage, run.config.cluster.task_timeout_s):
-                progress.update(progress.done + task.images)
+                advance(progress.done + task.images)
                 yield task
 
         yield done()

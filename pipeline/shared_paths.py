@@ -36,32 +36,28 @@ def check_paths(config: Config, nodes: int, here: bool) -> None:
     """
     if nodes == 1 and here:
         return
-    named = list(named_paths(config))
-    if (uri := tracking_uri(config)) is not None and uri.startswith(_SQLITE):
-        named.append(("tracking.uri", uri.removeprefix(_SQLITE)))
-    if nodes == 1:
-        mistakes = [f"{key}: {path} is not absolute" for key, path in named if not Path(path).is_absolute()]
-        if mistakes:
-            raise ConfigError(
-                "\n  ".join(
-                    ["the cluster is another machine; give the absolute paths that files have there", *mistakes]
-                )
-            )
-        return
+    refusal, mistakes = _of_another_machine(config) if nodes == 1 else _of_several(config, nodes)
+    if mistakes:
+        raise ConfigError("\n  ".join([refusal, *mistakes]))
+
+
+def _of_another_machine(config: Config) -> tuple[str, list[str]]:
+    named = [*named_paths(config), ("tracking.uri", (tracking_uri(config) or "").partition(_SQLITE)[2] or "/")]
+    mistakes = [f"{key}: {path} is not absolute" for key, path in named if not Path(path).is_absolute()]
+    return "the cluster is another machine; give the absolute paths that files have there", mistakes
+
+
+def _of_several(config: Config, nodes: int) -> tuple[str, list[str]]:
     shared = [folder for folder in config.cluster.shared if folder.is_absolute()]
-    mistakes = [f"{key}: {path}" for key, path in named if key != "tracking.uri" and not _is_below(Path(path), shared)]
+    mistakes = [f"{key}: {path}" for key, path in named_paths(config) if not _is_below(Path(path), shared)]
+    uri = tracking_uri(config)
     if uri is None or uri.startswith(_SQLITE):
         mistakes.append(f"tracking.uri: {uri or 'null'} is an SQLite file; give the address of an MLflow server")
-    if mistakes:
-        raise ConfigError(
-            "\n  ".join(
-                [
-                    f"the cluster has {nodes} nodes, and not all of them may see the same here; give URLs, or paths "
-                    "below a folder that all nodes share, which cluster.shared names",
-                    *mistakes,
-                ]
-            )
-        )
+    return (
+        f"the cluster has {nodes} nodes, and not all of them may see the same here; give URLs, or paths below a folder "
+        "that all nodes share, which cluster.shared names",
+        mistakes,
+    )
 
 
 def _is_below(path: Path, folders: Sequence[Path]) -> bool:

@@ -101,13 +101,13 @@ def run_submit(work: Work, address: str | None, follow: bool, terminal: Terminal
         check_paths(config, len(nodes), here)
     name = work.name(tree.digest)
     number, last = _last_attempt(jobs, name)
-    job_id, attached = _named(name, number), True
-    if last is None or _is_over(last, work):
-        job_id = _named(name, number + 1)
-        attached = not _send(jobs, job_id, tree, work, arguments, Path.cwd() if here else None)
+    found = last is not None and not _is_over(last, work)
+    job_id = _named(name, number if found else number + 1)
+    if not found:
+        found = not _send(jobs, job_id, tree, work, arguments, Path.cwd() if here else None)
     terminal.facts({"job": job_id, "cluster": f"{jobs.url}, {len(nodes)} node{'s' * (len(nodes) > 1)}"})
-    if attached:
-        _show_attached(jobs.get_job_info(job_id), work, terminal)
+    if found:
+        _show_found(jobs.get_job_info(job_id), work, terminal)
     if follow:
         return follow_job(jobs, job_id, terminal)
     terminal.facts({"follow it": f"python -m pipeline logs {job_id} --follow --address {jobs.url}"})
@@ -172,7 +172,7 @@ def _send(jobs: Jobs, job_id: str, tree: CodeTree, work: Work, arguments: Sequen
     return True
 
 
-def _show_attached(job: JobDetails, work: Work, terminal: Terminal) -> None:
+def _show_found(job: JobDetails, work: Work, terminal: Terminal) -> None:
     terminal.line(f"it is there already: {str(job.status).lower()}")
     if (job.metadata or {}).get("settings") != work.settings():
         terminal.line("with other keys than these, which decide no result; to change them, cancel it and submit again")

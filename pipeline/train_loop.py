@@ -23,9 +23,9 @@ from model import training_flops
 
 from .averages import AVERAGES, clear_after
 from .checkpoint import CHECKPOINTS, CheckpointWriter, Snapshot, clear_unfinished, images_of, newest_checkpoint, restore
-from .curve import Gauges
 from .errors import DataError, TrainingError
 from .feed import Feed, IndexedFeed
+from .gauges import Gauges
 from .image_cache import Cache
 from .order import OrderConfig
 from .preview import Preview, PreviewClient
@@ -111,7 +111,7 @@ class Worker:
             self._say,
             on_written=self._show,
         )
-        self.gauges = Gauges(Path(job.folder).name)
+        self.gauges = Gauges("train", run=Path(job.folder).name)
         self.waited_s = 0.0
 
     def _open_feed(self, index: ShardIndex) -> Feed:

@@ -28,6 +28,7 @@ _ON_CLUSTERS = (
     "test_sweep",
     "test_preview",
     "test_gauges",
+    "test_submit",
     "test_failures",
     "test_timeouts",
     "test_fan_out",

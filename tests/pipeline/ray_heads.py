@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,10 @@ class Head:
     """HOST:PORT that nodes join."""
     environment: Mapping[str, str]
     """With its token, where it wants one."""
+    nodes_environment: Mapping[str, str]
     folder: Path
+    stop: Callable[[], None]
+    """Ends it before the block does."""
 
 
 @contextmanager
@@ -55,13 +58,13 @@ def head(folder: Path, mode: str) -> Iterator[Head]:
         command = _dashboard(folder, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
-        yield Head(f"http://{dashboard}", gcs, environment, folder)
+        yield Head(f"http://{dashboard}", gcs, environment, serving, folder, stack.close)
 
 
 @contextmanager
 def another_node(head: Head) -> Iterator[None]:
     """`ray start --address`: while it lasts the cluster has two nodes."""
-    with _started(head.folder, head.environment, f"--address={head.gcs}"):
+    with _started(head.folder, head.nodes_environment, f"--address={head.gcs}"):
         yield
 
 

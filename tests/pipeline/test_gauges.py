@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -11,7 +12,14 @@ from urllib.request import urlopen
 import pytest
 import ray
 
-from pipeline.curve import Gauges, read_curve
+from pipeline.cluster import Cluster
+from pipeline.config import Config
+from pipeline.curve import read_curve
+from pipeline.evaluate import export_score
+from pipeline.fan_out import images_on_actors
+from pipeline.gauges import Gauges
+from pipeline.stage import Run
+from pipeline.terminal import Terminal
 
 from .trainings import prepared, train_in
 
@@ -48,14 +56,20 @@ def port() -> Iterator[int]:
     ray.shutdown()
 
 
-def scraped(port: int, run: str) -> dict[str, float]:
-    """The gauges of this training, by name."""
+def watched(work: str) -> set[str]:
+    """Gauges of this work that dashboard and alerts look at."""
+    names = (Path(__file__).parents[1] / "infra" / "exported_metrics.txt").read_text(encoding="utf-8")
+    return set(re.findall(rf"^ray_pipeline_{work}_(\w+)$", names, re.MULTILINE))
+
+
+def scraped(port: int, run: str, work: str = "train") -> dict[str, float]:
+    """The gauges of this work on this run, by name."""
     try:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
     except OSError:  # nobody listens yet
         return {}
-    lines = re.findall(rf'^ray_pipeline_train_(\w+)\{{.*run="{run}".*\}} (\S+)$', text, re.MULTILINE)
+    lines = re.findall(rf'^ray_pipeline_{work}_(\w+)\{{.*run="{run}".*\}} (\S+)$', text, re.MULTILINE)
     return {name: float(value) for name, value in lines}
 
 
@@ -68,11 +82,43 @@ def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path)
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
     assert {"loss", "images_per_s", "gradient_norm", "learning_rate", "skipped_steps"} < set(found)
+    assert watched("train") <= set(found)
     assert found == pytest.approx(last)
 
 
+@dataclass
+class Few:
+    """A task."""
+
+    images: int
+
+
+class Worker:
+    """Does tasks, as an actor."""
+
+    def ready(self) -> None: ...
+
+    def work(self, task: Few) -> None: ...
+
+
+def test_a_scrape_finds_how_far_drawing_is_and_the_score(port: int, tmp_path: Path) -> None:
+    config = Config.model_validate({**CONFIG, "output": str(tmp_path)})
+    run = Run(config, Terminal(), cluster=Cluster(config.cluster, 1, 0))
+    with images_on_actors(run, "sample", "work", [Few(3), Few(4)], 10, Worker) as done:
+        assert sum(task.images for task in done) == 7
+        export_score("tiny", {"primary_score": "fid", "scores": {"fid": 2.5}})
+        deadline = time.monotonic() + 90
+        while (found := scraped(port, "tiny", "stage")).get("images") != 10 or not scraped(port, "tiny", "evaluate"):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+    assert watched("stage") == set(found)
+    assert found["total_images"] == 10
+    assert scraped(port, "tiny", "evaluate") == {"score": 2.5}
+    assert watched("evaluate") == {"score"}
+
+
 def test_a_gauge_that_fails_is_told_of_once_and_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    gauges = Gauges(run=3)  # type: ignore[arg-type]  # which Ray refuses
+    gauges = Gauges("train", run=3)  # type: ignore[arg-type]  # which Ray refuses
     for _ in range(2):
         gauges.set({"loss": 1.0})
-    assert caplog.text.count("the training goes on without metrics for Prometheus") == 1
+    assert caplog.text.count("train goes on without metrics for Prometheus") == 1

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def command(folder: Path, head: Head, *arguments: str, **variables: str) -> subp
     )
 
 
+def following(folder: Path, head: Head, *arguments: str) -> "subprocess.Popen[str]":
+    """The same while it goes on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments, "--address", head.url],
+        env={**head.environment, "PYTHONPATH": str(_ROOT)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def job_of(finished: subprocess.CompletedProcess[str]) -> str:
     """The name of the job that was submitted or found."""
     names = [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("job ")]
@@ -95,18 +108,11 @@ def test_the_last_lines_and_the_exit_code_of_a_failed_job_come_back(cluster: Hea
 
 def test_ctrl_c_leaves_the_job_running_and_cancel_ends_it(cluster: Head, folder: Path) -> None:
     arguments = ["submit", "tiny.yaml", "name=long", "train.images=10_000_000", "--command", "train", "--follow"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments, "--address", cluster.url],
-        env={**cluster.environment, "PYTHONPATH": str(_ROOT)},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as following:
+    with following(folder, cluster, *arguments) as watching:
         wait_until(lambda: bool(list(folder.glob("outputs/stages/train-*/checkpoints/*"))), within_s=_LIMIT_S)
-        following.send_signal(signal.SIGINT)
-        said, errors = following.communicate(timeout=60)
-    assert following.returncode == 130, errors
+        watching.send_signal(signal.SIGINT)
+        said, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 130, errors
     job = next(line.split()[2] for line in said.splitlines() if line.startswith("still running"))
     assert "RUNNING" in command(folder, cluster, "status", job).stdout
     cancelled = command(folder, cluster, "cancel", job)
@@ -155,7 +161,7 @@ def test_local_paths_are_refused_where_there_are_two_nodes(cluster: Head, folder
 def test_without_the_token_or_with_another_the_cure_is_named(cluster: Head, folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "another"
     (home / ".ray").mkdir(parents=True)
-    stranger = Head(cluster.url, cluster.gcs, environment_of(home), cluster.folder)
+    stranger = replace(cluster, environment=environment_of(home))
     without = command(folder, stranger, "list")
     assert without.returncode == 1
     assert (
@@ -181,6 +187,14 @@ def test_a_cluster_without_token_runs_the_whole_and_one_that_dies_is_told(
         assert "version 1" in finished.stdout
         night = command(folder, open_to_all, "submit", "tiny.yaml", "--command", "nightly", "--follow")
         assert night.returncode in (0, 3), night.stdout + night.stderr
+        swept = command(folder, open_to_all, "submit", "tiny.yaml", "sample.sampler.steps=4,5", "--command", "sweep")
+        with following(folder, open_to_all, "logs", job_of(swept), "--follow") as watching:
+            assert watching.stdout
+            watching.stdout.readline()
+            open_to_all.stop()
+            _, errors = watching.communicate(timeout=120)
+    assert watching.returncode == 1
+    assert "no Ray cluster answers there (" in errors
     gone = command(folder, open_to_all, "status", job_of(finished))
     assert gone.returncode == 1
     assert "no Ray cluster answers there (" in gone.stderr

@@ -1,6 +1,9 @@
 """What `submit` refuses before anything is sent, and which commands are the same work."""
 
-from collections.abc import Sequence
+import http.server
+import json
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.combinations import combine
 from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.errors import ConfigError
+from pipeline.configfile import dump, load
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.jobs import Jobs, connect
 from pipeline.shared_paths import check_paths, named_paths
 from pipeline.shipment import LIMIT_BYTES, PACKAGES, CodeTree
 from pipeline.submit import Work
@@ -39,8 +43,6 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    from pipeline.configfile import dump
-
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(config()))
     return path
@@ -126,12 +128,15 @@ def test_on_another_machine_paths_are_absolute() -> None:
 
 def test_on_several_nodes_paths_are_below_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shared: dict[str, Any] = {"data": TARS, "output": "/data/outputs", "cluster": {"shared": ["/data", "relative"]}}
+    shared: dict[str, Any] = {"data": TARS, "output": "/data/outputs", "cluster": {"shared": ["/data"]}}
     check_paths(config(**shared, tracking={"uri": "http://mlflow:5000"}), nodes=2, here=False)
     with pytest.raises(ConfigError, match=r"the cluster has 3 nodes.*cluster\.shared names\n  tracking\.uri: null is"):
         check_paths(config(**shared), nodes=3, here=False)
     with pytest.raises(ConfigError, match=r"\n  tracking\.uri: sqlite:////data/mlflow\.db is an SQLite file; give"):
         check_paths(config(**shared, tracking={"uri": "sqlite:////data/mlflow.db"}), nodes=3, here=False)
+    relative = {"output": "data/outputs", "cluster": {"shared": ["data"]}}
+    with pytest.raises(ConfigError, match=r"cluster\.shared names\n  cluster\.shared: data\n  output: data/outputs"):
+        check_paths(config(**relative, tracking={"uri": "http://mlflow:5000"}), nodes=2, here=False)
     out_again = shared | {"output": "/data/../home/outputs", "tracking": {"uri": "http://mlflow:5000"}}
     with pytest.raises(ConfigError, match=r"cluster\.shared names\n  output: /data/\.\./home/outputs$"):
         check_paths(config(**out_again), nodes=2, here=False)
@@ -182,3 +187,55 @@ def test_what_is_no_dashboard_is_refused(
 def test_the_address_of_nodes_is_not_that_of_the_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
     says = refused(["logs", "job", "--address", "ray://127.0.0.1:10001"], capsys)
     assert "expected http://HOST:PORT of the cluster's dashboard, port 8265" in says
+
+
+RUNNING = json.dumps({"type": "SUBMISSION", "submission_id": "job", "status": "RUNNING", "entrypoint": "sleep"})
+
+
+class _Dashboard(http.server.BaseHTTPRequestHandler):
+    """Of a cluster that has no node left: one job that runs for ever, and whose log cannot be had."""
+
+    def do_GET(self) -> None:
+        answers = {
+            "/api/version": (200, json.dumps({"version": "4", "ray_version": "2.60.0"})),
+            "/nodes?view=summary": (200, json.dumps({"data": {"summary": []}})),
+            "/api/jobs/job": (200, RUNNING),
+            "/api/jobs/": (500, "Traceback ...\nValueError: no room\n.\n"),
+        }
+        status, text = answers.get(self.path, (404, f"{self.path} does not exist."))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield connect(f"127.0.0.1:{server.server_port}", timeout_s=2)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # by Ray's client
+def test_what_goes_wrong_at_the_cluster_is_told_with_its_address(dashboard: Jobs) -> None:
+    with pytest.raises(
+        ClusterError, match=r"127\.0\.0\.1:\d+: /api/jobs/nope does not exist\.; 'python -m pipeline list'"
+    ):
+        dashboard.follow("nope", print)
+    with pytest.raises(ClusterError, match=r"HTTP 500: ValueError: no room$"):
+        dashboard.submitted()
+    with pytest.raises(ClusterError, match=r"the log of job broke off"):
+        dashboard.follow("job", print)
+
+
+def test_what_does_not_come_at_the_cluster_is_given_up(dashboard: Jobs) -> None:
+    dashboard.timeout_s = 0.6
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers there \(no node for 0\.6 s\)"):
+        dashboard.nodes()
+    with pytest.raises(ClusterError, match=r"job is RUNNING still after 0\.6 s"):
+        dashboard.ended("job")
