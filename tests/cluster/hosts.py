@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+INTERFACE = "eth0"
+"""Each host's, by which it reaches the others."""
 _ISOLATED = 'mount --bind "$0" /tmp/ray && exec "$@"'
 
 
@@ -89,19 +91,19 @@ class Network:
     def host(self) -> Host:
         """One more."""
         number = len(self.hosts) + 1
-        name, link, inner = f"{self.bridge}-{number}", f"{self.bridge}-{number}", f"{self.bridge}-{number}i"
+        name = link = f"{self.bridge}-{number}"
         disk = self.disks / name
         disk.mkdir()
         Path("/tmp/ray").mkdir(exist_ok=True)  # to mount it over
         _ip("netns", "add", name)
         host = Host(name, f"{self.prefix}.{number}", link, disk)
         self.hosts.append(host)
-        _ip("link", "add", link, "type", "veth", "peer", "name", inner, "netns", name)
+        _ip("link", "add", link, "type", "veth", "peer", "name", INTERFACE, "netns", name)
         _ip("link", "set", link, "master", self.bridge, "up")
         for command in (
             ("link", "set", "lo", "up"),
-            ("addr", "add", f"{host.address}/24", "dev", inner),
-            ("link", "set", inner, "up"),
+            ("addr", "add", f"{host.address}/24", "dev", INTERFACE),
+            ("link", "set", INTERFACE, "up"),
             ("route", "add", "default", "via", f"{self.prefix}.254"),
         ):
             _ip("-n", name, *command)

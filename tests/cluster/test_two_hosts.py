@@ -21,7 +21,7 @@ from pipeline.curve import read_curve
 from pipeline.mlflow_store import connect
 
 from ..pipeline.trainings import TINY, losses, paced, prepared, train_here
-from .hosts import Host, Network, network, why_not
+from .hosts import INTERFACE, Host, Network, network, why_not
 
 pytestmark = [
     pytest.mark.cluster,
@@ -118,6 +118,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = inherited | _SOON_DEAD | {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
     environment["PATH"] = f"{PYTHON.parent}:{environment['PATH']}"  # the job's `python`
+    environment["GLOO_SOCKET_IFNAME"] = INTERFACE  # it would take that of the machine's name, which is none of theirs
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # which takes processes that nobody asks for here
     disks = tmp_path / "disks"
     disks.mkdir()
