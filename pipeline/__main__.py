@@ -81,6 +81,7 @@ def _execute(options: argparse.Namespace) -> int:
             print_keys(Config, console_for(sys.stdout))
         return 0
     without_file = {
+        "plan": _plan,
         "index": _index,
         "compare": _compare,
         "sweep": _sweep,
@@ -97,11 +98,6 @@ def _execute(options: argparse.Namespace) -> int:
         return 0
     if options.command in JOB_COMMANDS:
         return run_job_command(options, Terminal())
-    if options.command == "plan":
-        from .plan import run_plan
-
-        run_plan(options, console_for(sys.stdout))
-        return 0
     config = load(options.file, options.overrides, Config)
     if options.command == "check":
         from .outline import print_outline
@@ -137,6 +133,12 @@ def _execute(options: argparse.Namespace) -> int:
     with _disk_errors(config.output):
         run_flow(config, Terminal(), until)
     return 0
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .plan import run_plan
+
+    run_plan(options, console_for(sys.stdout))
 
 
 def _sweep(options: argparse.Namespace) -> None:

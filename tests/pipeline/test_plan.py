@@ -16,7 +16,7 @@ from pipeline.checkpoint import Snapshot
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.costs import Step, drawing_rounds, measured_here
-from pipeline.devices import DEVICES, Measurement, exchange_s, rate_of
+from pipeline.devices import DEVICES, STARTS_S, STARTS_SOURCE, Measurement, exchange_s, rate_of
 from pipeline.errors import ConfigError
 from pipeline.files import write_arrays
 from pipeline.plan import Plan, one_checkpoint, plan_for, print_plan
@@ -198,6 +198,12 @@ def test_each_measured_row_is_that_of_its_record(row: Measurement) -> None:
     speeds = record["images_per_s"][names.get(row.source.partition("-")[0], "ours, float32")]
     calls = 5 if row.work == "sample" else 1
     assert row.flop_per_s == pytest.approx(np.median(speeds) * calls * row.flops / 2, rel=0.001)
+
+
+def test_start_ups_are_those_of_their_record() -> None:
+    record = json.loads((RESULTS / STARTS_SOURCE).read_text())
+    assert {name: seconds for name, seconds in STARTS_S.items() if name != "guide"} == record["start_ups_s"]
+    assert STARTS_S["guide"] == STARTS_S["train"]  # it starts in the same way
 
 
 def test_bad_devices_are_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:

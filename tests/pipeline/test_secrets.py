@@ -88,7 +88,7 @@ def test_a_night_leaves_no_secret_anywhere(tmp_path: Path, served: Served, ray_f
         assert command("promote", "models:/night/99") == 1, said
     assert command("run", port=free_port()) == 1, said
     assert b"connection refused" in said["5 run"]
-    assert any(ray_folder.glob("session_*/logs/*")), "the logs are elsewhere"
+    assert any(ray_folder.glob("ray/session_*/logs/*")), "the logs are elsewhere"
 
     found = dict(said)
     for folder in (work, store, ray_folder):
