@@ -9,19 +9,22 @@ OUTPUT ?= outputs
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format profile bench manifests ui lock clean
+.PHONY: help run test test-slow test-cluster check format profile bench manifests ui lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/installed ## Pack, train, sample, score and register; FILE=run file, SET="key=value ..."
 	@$(BIN)/python -m pipeline run $(FILE) $(SET)
 
 test: .venv/installed ## The test suite
-	@$(BIN)/pytest -m "not slow" $(PARALLEL)
+	@$(BIN)/pytest -m "not slow and not cluster" $(PARALLEL)
 
 test-slow: .venv/installed ## More processes killed, in the middle of training and sampling
 	@$(BIN)/pytest -m slow $(PARALLEL)
+
+test-cluster: .venv/installed ## A job on two hosts (network namespaces of this machine; root): a link is cut, a host comes
+	@$(BIN)/pytest -m cluster
 
 check: .venv/installed ## Format, lint, types, architecture: what CI asks for before the tests
 	@$(BIN)/ruff format --check .

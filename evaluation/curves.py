@@ -32,9 +32,9 @@ def loss_curve(images_seen: Sequence[float], loss: Sequence[float], path: Path) 
         raise EvaluationError(
             f"loss curve: none of the {values.size} losses is a positive number; was anything logged?"
         )
-    figure, axes = _one_plot("images seen", "loss (mean squared error)")
+    figure, axes = one_plot("images seen", "loss (mean squared error)")
     _draw_loss(axes, seen[drawn], values[drawn])
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def score_curve(images_seen: Sequence[float], values: Sequence[float], score: str, path: Path) -> None:
@@ -42,11 +42,11 @@ def score_curve(images_seen: Sequence[float], values: Sequence[float], score: st
     points = np.array([point for point in zip(images_seen, values, strict=True) if np.isfinite(point).all()])
     if not len(points):
         raise EvaluationError(f"{path.name}: none of {len(values)} values of {score} is a number")
-    figure, axes = _one_plot("images seen", score)
+    figure, axes = one_plot("images seen", score)
     axes.plot(*points.T, color=ACCENT, linewidth=2, marker="o" if len(points) < 40 else "")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _scale(axes, points[:, 1])
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_loss(axes: Axes, seen: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
@@ -64,7 +64,7 @@ def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
         within_a_decade = values.max() < 10 * values.min()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if within_a_decade else (1, 2, 5)))
         _plain_numbers(axes.yaxis)
-    _quiet_grid(axes)
+    quiet_grid(axes)
 
 
 def _plain_numbers(axis: Axis) -> None:
@@ -129,7 +129,7 @@ def _quality(
             real[0], (0, real[1]), (4, 4), axes.get_yaxis_transform(), textcoords="offset points", color=INK, fontsize=9
         )
     _name_lines(figure, axes, {name: (float(line[-1, 0]), float(line[-1, 1])) for name, line in lines.items()})
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def bound_terms(terms: Sequence[float] | NDArray[np.floating], path: Path) -> None:
@@ -141,15 +141,15 @@ def bound_terms(terms: Sequence[float] | NDArray[np.floating], path: Path) -> No
     drawn = np.isfinite(values) & (values > 0)
     if values.ndim != 1 or not drawn.any():
         raise EvaluationError(f"{path.name}: none of {values.size} terms of the bound is a positive number")
-    figure, axes = _one_plot("step, 1 from the image", "term of the bound, bits/dim")
+    figure, axes = one_plot("step, 1 from the image", "term of the bound, bits/dim")
     steps = np.arange(1, len(values) + 1)[drawn]
     axes.plot(steps, values[drawn], color=ACCENT, linewidth=2, marker="o" if len(steps) < 40 else "")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _quiet_grid(axes)
+    quiet_grid(axes)
     _plain_numbers(axes.xaxis)
     _title(axes, f"{values.sum():.3f} bits/dim in all {len(values):,} steps, {values[0]:.3f} of them in the first")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def rate_distortion_curve(
@@ -164,13 +164,13 @@ def rate_distortion_curve(
         raise EvaluationError(
             f"{path.name}: {x.size} rates and {y.size} distortions, expected as many of each and all finite"
         )
-    figure, axes = _one_plot("rate, bits/dim", "distortion, RMSE on 0 to 255")
+    figure, axes = one_plot("rate, bits/dim", "distortion, RMSE on 0 to 255")
     axes.plot(x, y, color=ACCENT, linewidth=2, marker="o" if len(x) < 40 else "")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _quiet_grid(axes)
+    quiet_grid(axes)
     _title(axes, f"{y[-1]:.3g} grey levels off after {x[-1]:.3f} bits/dim, before the step to the image itself")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def path_curves(
@@ -201,19 +201,21 @@ def path_curves(
     for axes, name in ((left, "alpha_bar"), (right, "signal-to-noise ratio")):
         axes.set_xlabel("t")
         _title(axes, name)
-        _quiet_grid(axes)
+        quiet_grid(axes)
         if times[0] > 0 and np.median(times) < times[-1] / 10:
             axes.set_xscale("log")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _one_plot(x: str, y: str) -> tuple[Figure, Axes]:
+def one_plot(x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes that are named so."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot(xlabel=x, ylabel=y)
 
 
-def _quiet_grid(axes: Axes) -> None:
+def quiet_grid(axes: Axes) -> None:
+    """Lines behind the data, and no frame above and to the right."""
     axes.grid(color="#e8e8e8")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -223,7 +225,8 @@ def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, color=INK, fontsize=10, loc="left")
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes the PNG atomically."""
     with whole_file(path) as draft:
         figure.savefig(draft)
 

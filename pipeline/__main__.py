@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from .terminal import Terminal, console_for, print_error, quiet_libraries
 
@@ -17,6 +19,7 @@ from .configfile import load  # noqa: E402
 from .errors import ConfigError, PipelineError  # noqa: E402
 from .job_commands import NAMES as JOB_COMMANDS  # noqa: E402
 from .job_commands import add_job_commands, run_job_command  # noqa: E402
+from .mlflow_store import redacted  # noqa: E402
 from .request import MODEL_HELP, add_options, add_tracking_uri, request_of  # noqa: E402
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
@@ -44,12 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(options)
     except (PipelineError, EvaluationError) as error:
         if options.traceback:
-            raise
-        print_error(str(error))
+            _print_traceback()
+        else:
+            print_error(redacted(str(error)))
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print_error("interrupted" if options.command in _BRIEF else "interrupted; the same command goes on from here")
         return 130
+    except Exception:  # a fault of the program
+        _print_traceback()
+        return 1
+
+
+def _print_traceback() -> None:
+    """Of the exception that is handled, as Python has it, but without credentials."""
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat what was typed, but for credentials."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
 
 
 def _execute(options: argparse.Namespace) -> int:
@@ -85,6 +104,10 @@ def _execute(options: argparse.Namespace) -> int:
 
         print_outline(config, console_for(sys.stdout))
         return 0
+    if options.command == "doctor":
+        from .doctor import run_doctor
+
+        return run_doctor(config, options.all, Terminal())
     if options.command == "profile":
         from .profiling import run_profile
 
@@ -214,7 +237,7 @@ def _disk_errors(output: str | Path) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="python -m pipeline",
         description="Train, sample, score and register a diffusion model, from one YAML file.",
         epilog="'keys' explains every key of the file. A command that was interrupted goes on when it is given again.",
@@ -222,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     with_file = {
         "run": "all stages",
+        "doctor": "look at the cluster, its nodes, storage, shards and MLflow, and name what is to be mended first",
         "check": "validate the file and print what would be done; spend nothing",
         **_STAGES,
         "plan": "what a run would take of time, devices, storage and network, and what limits it",
@@ -240,6 +264,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_outside(command)
+        if name == "doctor":
+            command.add_argument("--all", action="store_true", help="read all shards, not a sample of them")
         if name == "plan":
             command.add_argument(
                 "--device", metavar="NAME", help="plan for this device, such as h200; default: this machine"

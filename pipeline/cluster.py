@@ -149,7 +149,7 @@ def _wants_token(address: str, head: str, timeout_s: float) -> bool:
 
 
 def _no_answer(address: str, error: Exception) -> ClusterError:
-    reason = str(error).strip().partition("\n")[0]
+    reason = str(error).strip().partition("\n")[0].replace("; ", ", ")  # what comes after a semicolon is the cure
     return ClusterError(
         f"cluster.address {address!r}: no Ray cluster answers there ({reason}); start it with "
         f"'ray start --head', correct the address, give its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "

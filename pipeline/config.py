@@ -121,8 +121,8 @@ class EvaluateConfig(Record):
 class RegisterConfig(Record):
     """Where the model goes in the MLflow registry."""
 
-    model_name: str = Field(min_length=1, max_length=200, pattern=r"^[^/:]+$")
-    """Name of the registered model; no "/" or ":"."""
+    model_name: str = Field(min_length=1, max_length=200, pattern=r"""^[^/:.%@"']+$""")
+    """Name of the registered model; no / : . % @ and no quotes, which MLflow or its URIs do not take."""
     gate: Annotated[Gate, Resource] = Gate()
     """What a new version must reach to become champion."""
 

@@ -80,9 +80,9 @@ def digest(value: Any) -> str:
     ).hexdigest()
 
 
-def _lock_of(folder: Path) -> FileLock:
-    """The lock beside a folder; a process that dies lets go of it."""
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+def lock_of(path: Path) -> FileLock:
+    """The lock beside a file or folder; a process that dies lets go of it."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def exclusive(folder: Path, work: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder.with_name(f".{folder.name}.holder")
     try:
-        held = _lock_of(folder).acquire(timeout=0)
+        held = lock_of(folder).acquire(timeout=0)
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise BusyError(f"{folder}: {who} is at this {work}; wait for it, or stop it") from None
@@ -105,7 +105,7 @@ def exclusive(folder: Path, work: str) -> Iterator[None]:
 def in_turn(folder: Path, work: str, timeout_s: float) -> Iterator[None]:
     """Waits until no other process holds the folder, then holds it for this one. PipelineError after timeout_s."""
     try:
-        held = _lock_of(folder).acquire(timeout=timeout_s)
+        held = lock_of(folder).acquire(timeout=timeout_s)
     except Timeout:
         raise PipelineError(
             f"{folder}: another process has been at this {work} for {timeout_s:g} s (cluster.task_timeout_s); wait for "

@@ -39,6 +39,7 @@ _CURES = {
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
     "HTTP 403": "the server refuses (HTTP 403); are these credentials allowed to write?",
     "HTTP 404": "something answers there that is not an MLflow server (HTTP 404); correct tracking.uri",
+    "not in a valid JSON format": "what answers there is not an MLflow server; correct tracking.uri",
     "timed out": "no answer for {seconds} s (tracking.timeout_s); is the address right, and the server running?",
     "Connection refused": "connection refused; start the server, or correct tracking.uri",
     "NameResolutionError": "no such host name; correct tracking.uri",
@@ -95,6 +96,7 @@ def artifact_location(uri: str, folder: Path) -> str | None:
 def redacted(text: str) -> str:
     """`text` without the user name and password of any address in it, nor the secrets of its query."""
     text = re.sub(r"""://[^\s"']*@""", "://***@", text)
+    text = re.sub(r""":/[^\s"'/:@]+:[^\s"'@]+@""", ":/***@", text)  # of one that was taken for a file's name
     return re.sub(rf"""(?i)\b((?:{_SECRETS})=)[^&\s"']+""", r"\1***", text)
 
 
@@ -124,17 +126,19 @@ def default_store(uri: str) -> Iterator[None]:
 def reported(doing: str, uri: str) -> Iterator[None]:
     """Turns what MLflow and the libraries below it raise into a TrackingError that shows no credentials."""
     _prepare()
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]  # its stubs are not installed
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
-        raise TrackingError(redacted(f"{uri}: cannot {doing}: {_explained(str(error))}")) from None
+    except (MlflowException, ParseError, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        raise TrackingError(redacted(f"{uri}: cannot {doing}: {explained(str(error))}")) from None
 
 
-def _explained(message: str) -> str:
+def explained(message: str) -> str:
+    """What a message of the libraries means and what to do, where that is known; else its first line."""
     for symptom, cure in _CURES.items():
         if symptom in message:
             return cure.replace("{seconds}", os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
@@ -195,6 +199,8 @@ def _probe_server(uri: str, timeout_s: float) -> None:
     )
     if answer.status_code != 200:
         raise MlflowException(f"HTTP {answer.status_code}: {answer.text[:200]}")
+    if not answer.text.startswith("{"):
+        raise MlflowException("not in a valid JSON format")
 
 
 def _probe_database(uri: str, _timeout_s: float) -> None:

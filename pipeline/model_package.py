@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import model
 
 from .code_version import code_version, environment
+from .mlflow_store import redacted
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -95,7 +96,7 @@ def _write_evidence(folder: Path, package: ModelPackage) -> None:
     code = code_version()
     (folder / "code.json").write_text(json.dumps({"commit": code.commit, "changed": bool(code.changes)}) + "\n")
     if code.changes:
-        (folder / "changes.diff").write_text(code.changes)
+        (folder / "changes.diff").write_text(redacted(code.changes))
     if package.report is not None:
         shutil.copy(package.report, folder / "report.html")
     (folder / "pictures").mkdir()

@@ -23,7 +23,8 @@ from .files import digest, exclusive, read_json, write_json
 from .flow import run_flow
 from .gate import Standing
 from .keyroles import identity
-from .mlflow_store import check_answers, connect, reported
+from .mlflow_store import check_answers, connect, redacted, reported
+from .night_plot import draw_nights
 from .registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing
 from .shards import new_files
 from .sources import can_grow
@@ -34,7 +35,7 @@ from .terminal import Terminal, count
 NIGHT_TAG = "night"
 """On a version: which night made it."""
 EXIT_CODES = {"promoted": 0, "nothing new": 0, "rejected": 3}
-_LAST, _PINNED = "last.json", "reference.json"
+_LAST, _PINNED, _PLOT = "last.json", "reference.json", "nights.png"
 _COMMAND_S = 60.0  # longest time of nightly.command
 
 Result = Literal["promoted", "nothing new", "rejected"]
@@ -92,12 +93,21 @@ class Night:
     def begun(self) -> "Beginning":
         """What the night began with, written down when it first begins."""
         path = self.folder / f"{self.key[:12]}.json"
-        if not path.exists():
-            with reported(f"look up {self.model_name}", self.uri):
-                champion = self._champion()
-            beginning = Beginning(champion=champion, base=self._base(), reference=self._reference())
-            write_json(path, beginning.model_dump(mode="json"))
-        return Beginning.model_validate_json(path.read_text(encoding="utf-8"))
+        if path.exists():
+            beginning = Beginning.model_validate_json(path.read_text(encoding="utf-8"))
+            if beginning.champion is None or self._is_there(beginning.champion):
+                return beginning
+            self.terminal.line(f"version {beginning.champion}, the champion it began with, is gone: it begins anew")
+        with reported(f"look up {self.model_name}", self.uri):
+            champion = self._champion()
+        beginning = Beginning(champion=champion, base=self._base(), reference=self._reference())
+        write_json(path, beginning.model_dump(mode="json"))
+        return beginning
+
+    def _is_there(self, version: int) -> bool:
+        with reported(f"look up {self.model_name}", self.uri):
+            found = connect(self.uri).search_model_versions(f"name = '{self.model_name}'")
+        return version in {int(each.version) for each in found}
 
     def _base(self) -> Path | None:
         """The images as the last night had them, where those of tonight are these and more."""
@@ -133,7 +143,8 @@ class Night:
             found = connect(self.uri).search_model_versions(mine, max_results=1)
             if not found:
                 return None
-            verdict = f"neither images nor configuration have changed since: {found[0].tags[VERDICT_TAG]}"
+            before = found[0].tags.get(VERDICT_TAG, "no verdict")
+            verdict = f"neither images nor configuration have changed since: {before}"
             champion = self._champion()
         return Outcome("nothing new", verdict, self.model_name, int(found[0].version), champion)
 
@@ -156,6 +167,11 @@ class Night:
             write_json(self.folder / _PINNED, {"prepared": str(prepared)})
         with reported("close the night", self.uri):
             version, champion = int(facts["model_version"]), self._champion()
+            picture = draw_nights(connect(self.uri), self.model_name, self.folder / _PLOT)
+        if picture and ended.tracked:
+            ended.tracked.log_files([picture], "pictures")
+            self.terminal.facts({"nights": str(picture)})
+        with reported("close the night", self.uri):
             connect(self.uri).set_model_version_tag(self.model_name, str(version), NIGHT_TAG, self.key)
         result: Result = "promoted" if facts["is_champion"] else "rejected"
         return Outcome(result, facts["verdict"], self.model_name, version, champion)
@@ -252,7 +268,7 @@ def _tell(command: tuple[str, ...], outcome: Outcome, terminal: Terminal) -> Non
         done = subprocess.run(
             command, input=json.dumps(asdict(outcome)), text=True, timeout=_COMMAND_S, capture_output=True, check=False
         )
-        problem = done.returncode and f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        problem = done.returncode and f"exit code {done.returncode}: {redacted(done.stderr.strip())[-200:]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:

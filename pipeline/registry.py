@@ -7,11 +7,13 @@ the run that made the model is on everything it creates, so nothing is created t
 
 import json
 import math
+import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .gate import Gate, Standing, judge
 from .mlflow_store import default_store, reported
@@ -31,11 +33,12 @@ PROTOCOL_TAG = "protocol_digest"
 PRIMARY_TAG = "primary_score"
 _VALUE_TAG = "primary_score_value"
 VERDICT_TAG = "verdict"
-_DECISION_TAG = "decision"
+DECISION_TAG = "decision"
 _RESCORED_TAG = "scores."
 """And the first characters of a protocol's digest: what the version scored when it was scored again under that."""
-MOVED_TAG = "champion."
-"""And a time: how the champion changed then, on the registered model."""
+_MOVED_TAG = "champion."
+"""And a time and a version: how the champion changed then, on the registered model."""
+_MOVED = re.compile(re.escape(_MOVED_TAG) + r"(\d{4}-\d\d-\d\dT[\d:.]+Z.*)")
 
 
 @dataclass(frozen=True)
@@ -71,28 +74,56 @@ def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate
 
 def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion", gate: Gate) -> None:
     name, number = version.name, int(version.version)
-    aliases = aliases_of(client, name)
-    champion = aliases.get(CHAMPION)
     new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
-    held = None if champion is None else standing(client, name, champion, package.protocol_digest)
-    decision = judge(gate, new, champion, held)
-    if number > aliases.get(CANDIDATE, 0):
-        client.set_registered_model_alias(name, CANDIDATE, str(number))
-    if decision.promoted:
-        move_champion(client, name, number, decision.verdict)
-    client.set_model_version_tag(name, str(number), _DECISION_TAG, json.dumps(decision.to_json()))
+    _move_candidate(client, name)
+    while True:
+        seen = moves(client, name).keys()
+        champion = aliases_of(client, name).get(CHAMPION)
+        held = None if champion is None else standing(client, name, champion, package.protocol_digest)
+        decision = judge(gate, new, champion, held)
+        if not decision.promoted:
+            break
+        replaced = move_champion(client, name, number, decision.verdict)
+        # Moves are announced before they are made. Of two at the same time one finds the other here, announced since it
+        # looked or made already: that one stands, and this version is judged again.
+        announced = [move["version"] for moment, move in moves(client, name).items() if moment not in seen]
+        others = [other for other in (replaced, *announced) if other not in (None, champion, number)]
+        if not others:
+            break
+        move_champion(client, name, others[-1], f"it was promoted at the same time as version {number}")
+    client.set_model_version_tag(name, str(number), DECISION_TAG, json.dumps(decision.to_json()))
     client.set_model_version_tag(name, str(number), VERDICT_TAG, decision.verdict)
+
+
+def _move_candidate(client: "MlflowClient", name: str) -> None:
+    """To the newest version, also where another process makes one at the same time: the last to move it looks again."""
+    while True:
+        newest = max(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
+        if aliases_of(client, name).get(CANDIDATE, 0) >= newest:
+            return
+        client.set_registered_model_alias(name, CANDIDATE, str(newest))
 
 
 def standing(client: "MlflowClient", name: str, number: int, protocol_digest: str) -> Standing | None:
     """How a version scored under this protocol; None: it was not scored under it."""
     version = client.get_model_version(name, str(number))
-    if version.tags.get(PROTOCOL_TAG) == protocol_digest:
-        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
-        scores = {metric.key: metric.value for metric in metrics}
-        return Standing(number, protocol_digest, version.tags[PRIMARY_TAG], scores)
+    if version.tags.get(PROTOCOL_TAG) == protocol_digest and (scores := _scores_of(client, version)) is not None:
+        return Standing(number, protocol_digest, version.tags.get(PRIMARY_TAG, "no score"), scores)
     rescored = version.tags.get(_rescored_tag(protocol_digest))
     return Standing(number, protocol_digest, **json.loads(rescored)) if rescored else None
+
+
+def _scores_of(client: "MlflowClient", version: "ModelVersion") -> dict[str, float] | None:
+    """Those it was registered with, which are on its logged model; None: somebody has deleted that."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return {metric.key: metric.value for metric in metrics}
 
 
 def add_scores(client: "MlflowClient", name: str, again: Standing) -> None:
@@ -108,17 +139,33 @@ def aliases_of(client: "MlflowClient", name: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 
-def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> None:
-    """Makes a version the champion and the one before it `previous`, and writes down when and why."""
+def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> int | None:
+    """Makes a version the champion and the one before it `previous`, after it has written down when and why.
+
+    -> the champion just before: another than a moment ago where another process has moved it.
+    """
     before = aliases_of(client, name).get(CHAMPION)
     if before == number:
-        return
+        return before
     event = json.dumps({"version": number, "before": before, "why": why})
-    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    client.set_registered_model_tag(name, f"{MOVED_TAG}{moment}", event)
-    if before is not None:
-        client.set_registered_model_alias(name, PREVIOUS, str(before))
+    client.set_registered_model_tag(name, f"{_MOVED_TAG}{moment_of(time.time())}.{number}", event)
+    replaced = aliases_of(client, name).get(CHAMPION)
+    if replaced not in (None, number):
+        client.set_registered_model_alias(name, PREVIOUS, str(replaced))
     client.set_registered_model_alias(name, CHAMPION, str(number))
+    return replaced
+
+
+def moment_of(unix_s: float) -> str:
+    """A time as it is in the tags, in whose order they come."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def moves(client: "MlflowClient", name: str) -> dict[str, dict[str, Any]]:
+    """By their times, oldest first, all changes of the champion: to which `version`, from which `before`, and `why`."""
+    tags = client.get_registered_model(name).tags
+    found = {match[1]: value for key, value in tags.items() if (match := _MOVED.fullmatch(key))}
+    return {moment: json.loads(found[moment]) for moment in sorted(found)}
 
 
 def _rescored_tag(protocol_digest: str) -> str:
@@ -132,9 +179,15 @@ def _as_stored(client: "MlflowClient", name: str, number: int) -> Registered:
 
 
 def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
     if client.search_registered_models(f"name = '{name}'", max_results=1):
         return
-    client.create_registered_model(name, description=_about(name))
+    try:
+        client.create_registered_model(name, description=_about(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process, meanwhile
+            raise
 
 
 def _version_of(client: "MlflowClient", name: str, run_key: str) -> "ModelVersion | None":

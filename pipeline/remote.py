@@ -52,6 +52,16 @@ def fetch(url: str, file: Path, timeout_s: float, most_bytes: int | None = None)
             draft.unlink(missing_ok=True)
 
 
+def size_of(url: str, timeout_s: float) -> int | None:
+    """Bytes of what is at `url`, without fetching it; None where the server does not say. DataError as `fetch`."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **_options(url, timeout_s))
+        found: int | None = filesystem.size(path)
+        return found
+    except Exception as error:  # each file system raises its own
+        raise DataError(f"{_refusal(url, error)}; correct the address or access") from error
+
+
 def _refusal(url: str, error: Exception) -> str:
     shown = without_secrets(url)
     reason = str(error) if shown == url and str(error) else type(error).__name__  # others repeat the URL in their text

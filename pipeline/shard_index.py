@@ -20,7 +20,7 @@ from model import Record
 
 from .errors import DataError
 from .files import sha256_of, write_bytes, write_text
-from .remote import is_remote, without_secrets
+from .remote import is_remote, size_of, without_secrets
 from .shard_table import ShardTable
 
 Split = Literal["train", "heldout"]
@@ -116,16 +116,29 @@ class ShardIndex:
         Remote ones are compared when they are fetched.
         """
         for number, entry in enumerate(self.shards):
-            if is_remote(entry.location):
-                continue
-            path = self.shard_path(number)
-            if not path.is_file():
-                raise DataError(f"{path}: the shard is missing; {_REMEDY}")
-            found_bytes = path.stat().st_size
-            if found_bytes != entry.bytes:
-                raise DataError(f"{path}: {found_bytes} bytes, the index says {entry.bytes}; {_REMEDY}")
-            if full and (found := sha256_of(path)) != entry.sha256:
-                raise DataError(f"{path}: sha256 {found[:12]}, the index says {entry.sha256[:12]}; {_REMEDY}")
+            if not is_remote(entry.location):
+                self.check_shard(number, full)
+
+    def check_shard(self, shard: int, full: bool) -> None:
+        """The same for the local shard of this number."""
+        entry, path = self.shards[shard], self.shard_path(shard)
+        if not path.is_file():
+            raise DataError(f"{path}: the shard is missing; {_REMEDY}")
+        self._compare_size(shard, path.stat().st_size)
+        if full and (found := sha256_of(path)) != entry.sha256:
+            raise DataError(f"{path}: sha256 {found[:12]}, the index says {entry.sha256[:12]}; {_REMEDY}")
+
+    def check_remote(self, shard: int, timeout_s: float) -> None:
+        """Refuse a remote shard that is not there or, where its server says so, of another size."""
+        found_bytes = size_of(self.shards[shard].location, timeout_s)
+        if found_bytes is not None:
+            self._compare_size(shard, found_bytes)
+
+    def _compare_size(self, shard: int, found_bytes: int) -> None:
+        if found_bytes != (expected_bytes := self.shards[shard].bytes):
+            raise DataError(
+                f"{self.shard_name(shard)}: {found_bytes} bytes, the index says {expected_bytes}; {_REMEDY}"
+            )
 
     def save(self) -> None:
         """Write into `folder`, atomically; an index that is already there is replaced."""

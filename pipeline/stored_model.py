@@ -37,6 +37,8 @@ from .mlflow_store import ANSWER_S, check_answers, connect, default_store, repor
 
 DESCRIPTION = "model.json"
 FORMAT = 3
+_READ = (1, 2, FORMAT)
+"""Formats of a description that are read: 1 had no guidance, 2 no classifier that guides; the rest is alike."""
 _OPEN = ("sampler", "guidance", "inpaint")
 """Sections that a request may override."""
 
@@ -44,7 +46,7 @@ _OPEN = ("sampler", "guidance", "inpaint")
 class Description(Record):
     """`model.json`: a model without its weights, how images are drawn from it, and where the weights are."""
 
-    format: Literal[3]
+    format: Literal[1, 2, 3]
     """Version of this file's format."""
     spec: ModelSpec
     """The model without its weights."""
@@ -112,9 +114,13 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
 
 
 def described_in(file: Path, overrides: Sequence[str] = ()) -> Description:
-    """The description in a `model.json`. ConfigError where it is none, or of another format."""
-    _check_format(file)
-    return load(file, overrides, Description)
+    """The description in a `model.json`. ConfigError where it is none, or of a format that is not read."""
+    told = _read(file)
+    # Earlier code did not write whether labels were withheld, but refused this guidance where they were not.
+    guidance = told.get("guidance")
+    followed = isinstance(guidance, Mapping) and guidance.get("kind") == "classifier_free"
+    implied = ["labels_withheld=true"] if followed and "labels_withheld" not in told else []
+    return load(file, [*implied, *overrides], Description)
 
 
 @contextmanager
@@ -222,16 +228,20 @@ def _files_in(folder: Path, name: str) -> _Files:
         ) from None
 
 
-def _check_format(description: Path) -> None:
+def _read(description: Path) -> dict[str, Any]:
+    """The file as it is. ConfigError where it is no description of a format that is read."""
     try:
-        found = read_json(description).get("format")
+        told: dict[str, Any] = read_json(description)
+        found = told.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{description}: not a model's description ({error}); run the pipeline again") from None
-    if found != FORMAT:
+    if found not in _READ:
         raise ConfigError(
-            f"{description}: format {found}, this version reads {FORMAT}; run the pipeline again with this version, or "
-            "use the version of this program that made it (a registered one loads by mlflow.pyfunc with its own code)"
+            f"{description}: format {found}, this version reads {', '.join(map(str, _READ))}; run the pipeline again "
+            "with this version, or use the version of this program that made it (a registered one loads by "
+            "mlflow.pyfunc with its own code)"
         )
+    return told
 
 
 def _check_fits(described: Description) -> None:

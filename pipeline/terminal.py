@@ -73,18 +73,19 @@ def flop_rate(per_second: float) -> str:
 
 def flops(number: float) -> str:
     """`24.5 MFLOP`: floating-point operations, three digits."""
+    return _in_thousands(number, "FLOP")
+
+
+def size(number_bytes: float) -> str:
+    """`24.5 MB`: bytes in powers of 1,000, three digits."""
+    return _in_thousands(number_bytes, "B")
+
+
+def _in_thousands(number: float, unit: str) -> str:
     rounded, power = float(f"{number:.3g}"), 0
     while rounded >= 1000 and power < len(_PREFIXES) - 1:
         rounded, power = rounded / 1000, power + 1
-    return f"{rounded:g} {_PREFIXES[power]}FLOP"
-
-
-def size(bytes_: float) -> str:
-    """`572 MB`: three digits, a thousand to the next unit."""
-    rounded, power = float(f"{bytes_:.3g}"), 0
-    while rounded >= 1000 and power < len(_PREFIXES) - 1:
-        rounded, power = rounded / 1000, power + 1
-    return f"{rounded:g} {_PREFIXES[power]}B"
+    return f"{rounded:g} {_PREFIXES[power]}{unit}"
 
 
 def duration(seconds: float) -> str:

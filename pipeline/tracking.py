@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .files import read_json, write_json
+from .files import lock_of, read_json, write_json
 from .mlflow_store import artifact_location, connect, redacted, reported
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _TOKEN_FILE = "mlflow.json"
 _TOKEN_TAG = "pipeline.token"
+_OPENING_S = 300.0  # longest wait for another process that is opening the same
 _MAX_PARAM_CHARACTERS = 6000  # MLflow's own limit, beyond which it cuts without saying so
 _MAX_PARAMS = 100  # of one log_batch
 _MAX_DIGEST_CHARACTERS = 36
@@ -90,10 +91,11 @@ def open_run(
     a kill between the two leaves no orphan, and a run deleted in the UI is not found and so made anew.
     """
     params = {name: redacted(value) for name, value in params.items()}
-    tags = {name: redacted(value) for name, value in tags.items()} | {_TOKEN_TAG: _token(folder)}
-    with reported("open a run", uri):
+    tags = {name: redacted(value) for name, value in tags.items()}
+    with reported("open a run", uri), lock_of(folder / _TOKEN_FILE).acquire(_OPENING_S):
         client = connect(uri)
         experiment_id = _experiment(client, uri, experiment, folder)
+        tags[_TOKEN_TAG] = _token(folder)
         found = client.search_runs([experiment_id], f"tags.`{_TOKEN_TAG}` = '{tags[_TOKEN_TAG]}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, run_name=run_name, tags=tags)
         if found:
@@ -123,9 +125,17 @@ def _token(folder: Path) -> str:
 
 
 def _experiment(client: "MlflowClient", uri: str, name: str, folder: Path) -> str:
-    if (experiment := client.get_experiment_by_name(name)) is not None:
-        return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=artifact_location(uri, folder)))
+    from mlflow.exceptions import MlflowException
+
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri, folder)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process, meanwhile
+                raise
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+    return str(experiment.experiment_id)
 
 
 def _log_params(client: "MlflowClient", run_id: str, there: Mapping[str, str], params: Mapping[str, str]) -> None:

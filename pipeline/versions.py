@@ -1,22 +1,21 @@
 """The versions of a registered model by hand: what they were worth, which were champion, and which is to be."""
 
-import json
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
 from .gate import Standing
 from .mlflow_store import connect, reported
 from .registry import (
     CHAMPION,
-    MOVED_TAG,
     PREVIOUS,
     PRIMARY_TAG,
     PROTOCOL_TAG,
     VERDICT_TAG,
     aliases_of,
     move_champion,
+    moves,
     standing,
 )
 from .terminal import Terminal
@@ -36,10 +35,13 @@ def show_history(name: str, uri: str, terminal: Terminal) -> None:
         found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: int(each.version))
         rows: list[tuple[str, ...]] = [("version", "made", "score", "protocol", "aliases", "verdict")]
         rows += [_row(client, each, aliases) for each in found]
-        events = champions(client, name)
+        moved = moves(client, name)
     terminal.table(rows, ">" + "<" * 5)
-    moves = [(moment, str(each["version"]), str(each["before"] or ""), each["why"]) for moment, each in events]
-    terminal.table([("champion since", "version", "before", "because"), *moves], "<>><")
+    since = [
+        (f"{moment[:10]} {moment[11:19]}", str(each["version"]), str(each["before"] or ""), each["why"])
+        for moment, each in moved.items()
+    ]
+    terminal.table([("champion since", "version", "before", "because"), *since], "<>><")
 
 
 def promote(model: str, because: str, uri: str, terminal: Terminal) -> None:
@@ -64,18 +66,11 @@ def rollback(name: str, because: str, uri: str, terminal: Terminal) -> None:
     with reported(f"roll {name} back", uri):
         client = connect(uri)
         aliases = _aliases(client, name)
-        if PREVIOUS not in aliases:
+        if aliases.get(PREVIOUS) in (None, aliases.get(CHAMPION)):
             raise ConfigError(f"{name}: no version was champion before this one; promote a version by its number")
         version, gone = aliases[PREVIOUS], aliases.get(CHAMPION)
         move_champion(client, name, version, f"rolled back: {because}")
     terminal.facts({"champion": f"models:/{name}/{version}", "rolled back": f"version {gone}"})
-
-
-def champions(client: "MlflowClient", name: str) -> list[tuple[str, dict[str, Any]]]:
-    """When the champion changed, to which version and why; oldest first."""
-    tags = client.get_registered_model(name).tags
-    events = sorted((key.removeprefix(MOVED_TAG), value) for key, value in tags.items() if key.startswith(MOVED_TAG))
-    return [(f"{moment[:10]} {moment[11:19]}", json.loads(event)) for moment, event in events]
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, int]:

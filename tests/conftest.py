@@ -24,6 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 _ON_CLUSTERS = (
     "test_elastic",
+    "test_doctor",
     "test_end_to_end",
     "test_sweep",
     "test_preview",

@@ -192,19 +192,16 @@ def test_what_is_started_is_a_command_of_the_pipeline(overlay: str) -> None:
     started = list(commands(overlay))
     assert started
     for words in started:
-        if words[0] == "submit" and not (ROOT / "pipeline" / "submit.py").exists():
-            pytest.skip("`submit` is not in this tree yet")
         _parser().parse_args([word for word in words if word != "$OVERRIDES"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_is_started_finds_its_run_file_and_keys(overlay: str) -> None:
-    """As `check` would, but for the key that only `submit` asks for."""
     values = {each["name"]: each.get("value", "") for each in all_variables(overlay)}
     for words in commands(overlay):
         words = [word for text in words for word in values.get(text.strip('"$'), text).split()]
         file = ROOT / words[1].removeprefix("/opt/pipeline/")
-        keys = [word for word in words[2:] if "=" in word and not word.startswith("cluster.shared")]
+        keys = [word for word in words[2:] if "=" in word]
         assert load(file, keys, Config).output == "/output"
 
 

@@ -27,12 +27,12 @@ def run(uri: str, tmp_path: Path) -> TrackedRun:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[None]:
+def head() -> Iterator[Nodes]:
     """A Ray cluster of two CPUs, which commands of `cluster.address=auto` join in a moment."""
     cluster = _started()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ADDRESS", cluster.address)
-        yield
+        yield cluster
     cluster.shutdown()
 
 
@@ -50,6 +50,16 @@ def _started(attempts: int = 3) -> Nodes:
         if attempts == 1:
             raise
         return _started(attempts - 1)
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> tuple[Path, Path]:
+    """One in which some earlier `ray.init` has left a token, and one without."""
+    token = tmp_path / "with" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
+    token.write_text("5e" * 32)
+    (tmp_path / "without").mkdir()
+    return tmp_path / "with", tmp_path / "without"
 
 
 @pytest.fixture

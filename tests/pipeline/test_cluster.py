@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ import ray
 from pipeline.cluster import Cluster, connected
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError
+
+from .heads import head_in
 
 
 def test_a_cluster_that_is_large_enough_is_accepted() -> None:
@@ -72,14 +72,6 @@ def test_a_cluster_that_starts_too_slowly_is_tried_again_until_the_time_is_over(
     assert len(attempts) > 1
 
 
-_HEAD = """
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 1024**2}
-cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
-print(cluster.address, flush=True)
-input()
-cluster.shutdown()
-"""
 _CLIENT = """
 import ray, sys
 from pipeline.cluster import connected
@@ -99,24 +91,6 @@ except ClusterError as error:
 """
 
 
-@contextmanager
-def _head(home: Path, mode: str) -> Iterator[str]:
-    """A head of a process of its own, as `ray start` makes one; gives HOST:PORT."""
-    environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": mode}
-    command = [sys.executable, "-c", _HEAD]
-    with subprocess.Popen(
-        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            address = process.stdout.readline().strip()
-            assert address, "the head did not start"
-            yield address
-        finally:
-            process.stdin.close()
-
-
 def _said(home: Path, address: str, **variables: str) -> str:
     """What a command prints that joins the head from a process of its own, in a home with or without a token."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
@@ -127,19 +101,9 @@ def _said(home: Path, address: str, **variables: str) -> str:
     return ran.stdout.strip()
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> tuple[Path, Path]:
-    """One in which some earlier `ray.init` has left a token, and one without."""
-    token = tmp_path / "with" / ".ray" / "auth_token"
-    token.parent.mkdir(parents=True)
-    token.write_text("5e" * 32)
-    (tmp_path / "without").mkdir()
-    return tmp_path / "with", tmp_path / "without"
-
-
 def test_a_head_that_asks_for_a_token_gets_it(homes: tuple[Path, Path]) -> None:
     with_token, without = homes
-    with _head(with_token, "token") as address:
+    with head_in(with_token, "token") as address:
         assert _said(with_token, address) == "an actor answers"
         assert "no Ray cluster answers there (it asks for a token)" in _said(without, address)
 
@@ -147,7 +111,7 @@ def test_a_head_that_asks_for_a_token_gets_it(homes: tuple[Path, Path]) -> None:
 def test_a_head_that_takes_no_token_is_sent_none(homes: tuple[Path, Path]) -> None:
     """It would accept a client that asks for one itself, fail to call it back, and drop its actors."""
     with_token, _ = homes
-    with _head(with_token, "disabled") as address:
+    with head_in(with_token, "disabled") as address:
         assert _said(with_token, address) == "an actor answers"
         says = _said(with_token, address, RAY_AUTH_MODE="token")
         assert "this cluster takes no token, but RAY_AUTH_MODE=token asks for one" in says

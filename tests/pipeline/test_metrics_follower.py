@@ -3,19 +3,12 @@ anything.
 """
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -26,6 +19,7 @@ from pipeline.errors import TrackingError
 from pipeline.metrics_follower import MetricsFollower
 from pipeline.tracking import TrackedRun, open_run
 
+from .servers import free_port, mlflow_server
 from .waiting import wait_until
 
 
@@ -257,47 +251,6 @@ def test_a_picture_that_the_disk_has_damaged_is_left_out_with_a_warning(
 
 
 @contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """The application that `mlflow server` runs, without its command line, which doubles the start."""
-    store = f"sqlite:///{folder}/mlflow.db"
-    environment = {
-        **os.environ,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    stores = {
-        "_MLFLOW_SERVER_FILE_STORE": store,
-        "_MLFLOW_SERVER_REGISTRY_STORE": store,
-        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "artifacts"),
-    }
-    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "mlflow.server.fastapi_app:app"]
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, env=environment | stores, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while not answers(port):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-@contextmanager
 def training(source: Path) -> Iterator[None]:
     """While the block runs, a line of the file every 20 ms and a picture with every 20th."""
     ended = Event()
@@ -329,10 +282,9 @@ def test_a_server_killed_while_points_and_pictures_arrive_has_everything_once_wh
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     database = Path(run.uri.removeprefix("sqlite:///"))
     (tmp_path / "mlflow.db").write_bytes(database.read_bytes())  # migrated already
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with ExitStack() as stack:
-        with server(tmp_path, port):
+        with mlflow_server(tmp_path, port):
             page = open_run(f"http://127.0.0.1:{port}", "served", "served", tmp_path / "served", {}, {})
             stack.enter_context(training(source))
             follower = follower_of(page, source)
@@ -341,7 +293,7 @@ def test_a_server_killed_while_points_and_pictures_arrive_has_everything_once_wh
             follower.flush(timeout_s=1)
         lost_at = len(written(source))
         wait_until(lambda: len(written(source)) > lost_at + 50, within_s=60)  # the training does not notice
-        with server(tmp_path, port):
+        with mlflow_server(tmp_path, port):
             wait_until(lambda: len(steps(page)) > lost_at + 50, within_s=60)
             stack.close()
             follower.close(timeout_s=30)

@@ -36,6 +36,8 @@ def test_a_relative_sqlite_file_becomes_absolute(tmp_path: Path, monkeypatch: py
         ("mysql://db/x?user=ann&password=secret&ssl=1", "mysql://db/x?user=ann&password=***&ssl=1"),
         ("https://bucket/x?X-Amz-Signature=secret&a=1", "https://bucket/x?X-Amz-Signature=***&a=1"),
         ('["http://ann:secret@host","me@home"]', '["http://***@host","me@home"]'),
+        ("tracking.uri=http:/ann:secret@host: no such file", "tracking.uri=http:/***@host: no such file"),
+        ("models:/digits@champion", "models:/digits@champion"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
     ],
 )
@@ -70,6 +72,7 @@ def answering(status: int, body: str) -> Iterator[str]:
         (403, "no", "are these credentials allowed to write"),
         (404, "<html>", "not an MLflow server"),
         (500, "oops", "HTTP 500: oops"),
+        (200, "<html>please log in", "what answers there is not an MLflow server"),
     ],
 )
 def test_a_server_that_refuses_is_reported_with_the_cure(status: int, body: str, says: str) -> None:
@@ -82,6 +85,15 @@ def test_a_server_that_refuses_is_reported_with_the_cure(status: int, body: str,
 def test_a_server_that_answers_passes() -> None:
     with answering(200, "{}") as uri:
         check_answers(uri)
+
+
+def test_an_answer_that_makes_no_sense_is_reported() -> None:
+    with (
+        answering(200, '{"registered_models": 3}') as uri,
+        pytest.raises(TrackingError, match="cannot look: Failed to parse"),
+        reported("look", uri),
+    ):
+        connect(uri).search_registered_models()
 
 
 def test_nothing_listening_is_reported_at_once() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from pipeline.configfile import load
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.gate import Gate, Standing
 from pipeline.model_package import ModelPackage
-from pipeline.nightly import as_it_is
-from pipeline.registry import Registered, add_scores, register, standing
+from pipeline.night_plot import draw_nights, night_points
+from pipeline.nightly import Night, as_it_is
+from pipeline.registry import Registered, add_scores, move_champion, moves, register, standing
+from pipeline.stored_model import load_stored
+from pipeline.terminal import Terminal
 from pipeline.tracking import TrackedRun
+from pipeline.versions import rollback, show_history
 
 SPEC = ModelSpec(
     image_size=8,
@@ -189,6 +194,133 @@ def test_registering_again_leaves_what_a_person_rolled_back(run: TrackedRun, pac
     run.client.set_registered_model_alias(name, "champion", "1")
     assert not register(run, night(package, "b", 20.0), name, GATE).is_champion
     assert aliases(run, name) == {"candidate": 2, "champion": 1, "previous": 1}
+
+
+@pytest.mark.parametrize(("fid", "meanwhile"), [(20.0, 10.0), (10.0, 20.0)])
+@pytest.mark.parametrize("moment", ["champion", "previous", "announcement"])
+def test_of_two_that_are_promoted_at_the_same_time_the_better_one_is_champion(
+    run: TrackedRun,
+    package: ModelPackage,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    fid: float,
+    meanwhile: float,
+) -> None:
+    """The other is registered, from first to last, just before a call by which this one would become champion."""
+    from mlflow import MlflowClient
+
+    register(run, night(package, "a", 27.0), name, GATE)
+    call = "set_registered_model_tag" if moment == "announcement" else "set_registered_model_alias"
+    real, others = getattr(MlflowClient, call), list[Registered]()
+
+    def interrupted(client: Any, name: str, key: str, value: str) -> None:
+        if not others and (key == moment or moment == "announcement"):
+            others.append(Registered(name, 0, False, ""))
+            others[0] = register(run, night(package, "c", meanwhile), name, GATE)
+        real(client, name, key, value)
+
+    monkeypatch.setattr(MlflowClient, call, interrupted)
+    this = register(run, night(package, "b", fid), name, GATE)
+    (other,) = others
+    best = this.version if fid < meanwhile else other.version
+    assert aliases(run, name)["candidate"] == 3
+    assert aliases(run, name)["champion"] == best
+    assert this.is_champion == (fid < meanwhile)
+
+
+def test_a_tag_of_a_persons_own_is_no_change_of_the_champion(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, package, name, GATE)
+    run.client.set_registered_model_tag(name, "champion.of", "hearts")
+    assert [move["version"] for move in moves(run.client, name).values()] == [1]
+
+
+def test_a_version_whose_logged_model_was_deleted_has_no_scores_to_compare_with(
+    run: TrackedRun, package: ModelPackage, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(run, night(package, "a", 27.0), name, GATE)
+    run.client.delete_logged_model(str(run.client.get_model_version(name, "1").source).removeprefix("models:/"))
+    assert "was not scored under the protocol" in register(run, night(package, "b", 10.0), name, GATE).verdict
+    show_history(name, run.uri, Terminal())
+    assert re.search(r"^ +1 .* none ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_champion_that_was_deleted_makes_room_for_the_next(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    register(run, night(package, "a", 10.0), name, GATE)
+    run.client.delete_model_version(name, "1")
+    assert register(run, night(package, "b", 27.0), name, GATE).verdict == "version 2 is the first champion"
+    assert aliases(run, name) == {"candidate": 2, "champion": 2}
+
+
+def test_a_rollback_where_nothing_else_was_champion_is_refused(
+    run: TrackedRun, package: ModelPackage, name: str
+) -> None:
+    register(run, package, name, GATE)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no version was champion before this one"):
+            rollback(name, "why not", run.uri, Terminal())
+        run.client.set_registered_model_alias(name, "previous", "1")  # as a kill in the middle of a move leaves it
+
+
+def test_a_name_of_several_words_will_do(run: TrackedRun, package: ModelPackage, network: torch.nn.Module) -> None:
+    name = "Zwölf Zahlen & mehr"
+    assert register(run, package, name, GATE).is_champion
+    stored = load_stored(f"models:/{name}@champion", [], run.uri, "cpu")
+    images = generate(stored.model, stored.sampler, torch.tensor([5]))
+    assert torch.equal(images, generate(TrainedModel(SPEC, network), SAMPLER, torch.tensor([5])))
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "it's", "..", "v1.5", "100 %"])
+def test_a_name_that_would_be_misread_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="model_name"):
+        load(RUNS / "digits.yaml", [f'register.model_name="{name}"'], Config)
+
+
+def test_a_night_goes_on_with_the_champion_it_began_with_unless_that_is_gone(
+    run: TrackedRun, package: ModelPackage, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(run, night(package, "a", 27.0), name, GATE)
+    given = [f"output={tmp_path}", f"tracking.uri={run.uri}", f"register.model_name={name}"]
+    tonight = Night(load(RUNS / "digits.yaml", given, Config), Terminal())
+    assert tonight.begun().champion == 1
+    register(run, night(package, "b", 20.0), name, GATE)
+    assert tonight.begun().champion == 1
+    run.client.delete_model_version(name, "1")
+    assert tonight.begun().champion == 2
+    assert "version 1, the champion it began with, is gone" in capsys.readouterr().out
+
+
+def test_the_plot_of_nights_follows_the_registry(
+    run: TrackedRun, package: ModelPackage, name: str, tmp_path: Path
+) -> None:
+    other = "q" * 64
+    for key, fid in (("a", 27.0), ("b", 29.0), ("c", 20.0)):
+        register(run, night(package, key, fid), name, GATE)
+    move_champion(run.client, name, 1, "by hand")
+    again = {"fid_classifier": 40.0, "fid_classifier_se": 0.5}
+    add_scores(run.client, name, Standing(1, other, "fid_classifier", again))
+    register(run, night(package, "d", 50.0, protocol_digest=other), name, GATE)
+    register(run, night(package, "e", None, protocol_digest=other), name, GATE)
+    points, score = night_points(run.client, name)
+    assert score == "fid_classifier"
+    assert [(point.version, point.score, point.promoted, point.champion_score) for point in points] == [
+        (1, 27.0, True, 27.0),
+        (2, 29.0, False, 27.0),
+        (3, 20.0, True, 27.0),  # it was taken back before the next night
+        (4, 50.0, False, 40.0),
+        (5, None, False, 40.0),
+    ]
+    assert [point.error for point in points] == [0.5] * 5
+    assert [point.protocol[0] for point in points] == ["p", "p", "p", "q", "q"]
+    assert draw_nights(run.client, name, tmp_path / "nights.png") == tmp_path / "nights.png"
+    assert (tmp_path / "nights.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_no_version_has_a_score_there_is_no_plot(
+    run: TrackedRun, package: ModelPackage, name: str, tmp_path: Path
+) -> None:
+    register(run, night(package, "a", None), name, GATE)
+    assert draw_nights(run.client, name, tmp_path / "nights.png") is None
 
 
 class Killed(BaseException):

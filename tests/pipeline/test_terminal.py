@@ -21,6 +21,7 @@ from pipeline.terminal import (
     print_error,
     quiet_libraries,
     rate,
+    size,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +90,9 @@ def test_counts_and_rates_carry_their_unit() -> None:
     ("number", "words"),
     [(0, "0 FLOP"), (999, "999 FLOP"), (24_506_368, "24.5 MFLOP"), (1.5e9, "1.5 GFLOP"), (9.9999e14, "1 PFLOP")],
 )
-def test_operations_are_told_in_three_digits(number: float, words: str) -> None:
+def test_operations_and_bytes_are_told_in_three_digits(number: float, words: str) -> None:
     assert flops(number) == words
+    assert size(number) == words.replace("FLOP", "B")
     assert flop_rate(number) == f"{words}/s"
 
 
