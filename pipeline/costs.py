@@ -26,6 +26,7 @@ from .devices import (
     rate_of,
 )
 from .parallel import Parallel
+from .terminal import flop_rate, rate
 from .trial import Trial
 from .volumes import all_reduce_bytes, gradient_bytes, images_of, network_of, sharded_bytes
 
@@ -98,8 +99,8 @@ def measured_here(trial: Trial) -> Speeds:
         train_measured=True,
         sample_measured=True,
         because={
-            "training": f"measured now: {1 / trial.train_s:.3g} images/s of each process, {threads}",
-            "drawing": f"measured now: {1 / trial.evaluation_s:.3g} evaluations/s of each process",
+            "training": f"measured now: {rate(1 / trial.train_s, 'images')} of each process, {threads}",
+            "drawing": f"measured now: {rate(1 / trial.evaluation_s, 'evaluations')} of each process",
             "start-ups": f"measured: {STARTS_SOURCE}, times {slower:.2f}, as a process starts here",
         },
     )
@@ -123,8 +124,8 @@ def taken_from_table(config: Config, device: Device, devices: int, work: Work) -
         train_measured=train.measured and devices <= device.per_host,
         sample_measured=sample.measured,
         because={
-            "training": f"{train.flop_per_s / 1e12:.3g} TFLOP/s of each device, {train.because}",
-            "drawing": f"{sample.flop_per_s / 1e12:.3g} TFLOP/s of each device, {sample.because}",
+            "training": f"{flop_rate(train.flop_per_s)} of each device, {train.because}",
+            "drawing": f"{flop_rate(sample.flop_per_s)} of each device, {sample.because}",
             "start-ups": f"as measured on another machine: {STARTS_SOURCE}",
         },
     )

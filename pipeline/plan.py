@@ -31,7 +31,7 @@ from .costs import (
 )
 from .devices import ASSUMED_HOP_S, ASSUMED_NETWORK_BYTES_PER_S, Device, device_named
 from .errors import ConfigError
-from .terminal import duration, size
+from .terminal import duration, flops, size
 from .trial import measure
 from .volumes import (
     checkpoint_bytes,
@@ -208,7 +208,7 @@ def grounds(plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "counted",
         (
-            f"{work.train_flops / 1e9:.4g} GFLOP to train on an image, {work.evaluation_flops / 1e9:.4g} for each of "
+            f"{flops(work.train_flops)} to train on an image, {flops(work.evaluation_flops)} for each of "
             f"{work.evaluations:,} evaluations to draw one"
         ),
     )

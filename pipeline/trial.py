@@ -4,6 +4,7 @@ run would have, which exchange gradients as its workers do. No Ray, no images, n
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class _Found:
 def _take_part(config: Config, on_gpu: bool, rank: int, processes: int, meeting: str) -> _Found:
     """Runs as one of the processes."""
     began = time.time()
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # DDP's, of 1x1 convolutions; a run's logs have it
     torch.set_num_threads(config.cluster.cpus_per_worker)
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if processes > 1:
