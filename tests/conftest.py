@@ -38,6 +38,10 @@ _ON_CLUSTERS = (
     "test_guided",
     "test_recipes",
     "test_remote_training",
+    "test_score_curve",
+    "test_cluster",
+    "test_nightly",
+    "test_given_reference",
 )
 
 

@@ -267,6 +267,7 @@ def examined(joined: Examination, config: Config, all_shards: bool = False) -> E
     return examination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "overrides", "seen", "cure"),
     [

@@ -99,10 +99,11 @@ def test_the_code_of_today_draws_what_it_drew(folder: Path, drawn: Any) -> None:
     assert_alike(generate(model, stored.sampler, torch.tensor(SEEDS)).numpy(), drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("head")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_night_scores_it_again_and_compares_with_it(folder: Path) -> None:
-    night = run_here("nightly", folder)
+    night = run_here("nightly", folder, "nightly.start=scratch")  # tonight's network is another
     assert night.returncode == 3, night.stdout + night.stderr
     assert "version 1, the champion, is scored as tonight's model will be" in night.stdout
     tags = connect(uri_of(folder)).get_model_version("night", "2").tags

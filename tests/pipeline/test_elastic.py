@@ -38,7 +38,7 @@ WAIT_S = 400
 WORKER = "RayTrainWorker"
 
 # Ray Train imports Ray Data, which warns of its own settings.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def assert_same_curve(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:

@@ -66,6 +66,7 @@ def verb(folder: Path, *arguments: str) -> int:
     return main([*arguments, "--tracking-uri", uri_of(folder)])
 
 
+@pytest.mark.slow
 def test_three_nights_and_a_rollback(
     folder: Path, aliases: Callable[[], dict[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
