@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .config import SampleConfig
 from .errors import DataError, SamplingError
 from .features import Batch, FeatureFiles
-from .files import read_arrays
+from .files import read_arrays, remove_drafts
 from .stage import Run
 
 STRIP, INTERPOLATION = "strip.npz", "interpolation.npz"
@@ -100,6 +100,11 @@ class Chunks:
             self.path(chunk).unlink(missing_ok=True)
             return False
         return chunk > 0 or (self.strip.exists() and self.interpolation.exists())
+
+    def missing(self) -> list["ChunkTask"]:
+        """What is still to be drawn, in order; what a kill has left half written is removed."""
+        remove_drafts(self.folder)
+        return [ChunkTask(self, chunk) for chunk in range(self.count) if not self.is_whole(chunk)]
 
     def read_all(self, images: int) -> NDArray[np.uint8]:
         """The first `images` images of the set. -> uint8 [images, H, W, C]."""

@@ -18,7 +18,6 @@ from .checkpoint import weights_digest
 from .chunks import Chunks, ChunkTask
 from .drawer import Drawer, Equipment
 from .fan_out import images_on_actors
-from .files import remove_drafts
 from .keyroles import identity
 from .reference import extraction_of
 from .stage import Facts, Result, Run, Stage
@@ -77,13 +76,11 @@ class _SampleSet:
     @classmethod
     def of(cls, run: Run, folder: Path) -> "_SampleSet":
         """As it is before drawing: folder may hold some chunks already."""
-        remove_drafts(folder)
         config, device_type = run.config.sample, run.joined.device_type
         chunks = Chunks(folder, config, device_type)
         extraction = extraction_of(run) if "reference" in run.results else None
         equipment = Equipment.of(config, ModelFolders.of(run), device_type, extraction)
-        missing = [ChunkTask(chunks, chunk) for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
-        return cls(run, chunks, equipment, posthoc_average(run), missing)
+        return cls(run, chunks, equipment, posthoc_average(run), chunks.missing())
 
     @property
     def images_missing(self) -> int:

@@ -7,7 +7,7 @@ numbers are to be compared with each other only.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from .config import Config
 from .drawer import Drawer, Equipment
 from .fan_out import images_on_actors
 from .features import Extraction
-from .files import remove_drafts
 from .keyroles import identity
 from .reference import extraction_of, reference_key, reference_statistics
 from .stage import Facts, Run, Stage
@@ -94,12 +93,9 @@ class _Moment:
         config = run.config.sample.model_copy(update={"images": run.config.evaluate.curve_images})
         here, device_type = folder / f"images-{kept.images_seen:012d}", run.joined.device_type
         here.mkdir(exist_ok=True)
-        remove_drafts(here)
-        chunks, guide = Chunks(here, config, device_type), run.results.get("guide")
-        model = ModelFolders(run.results["train"].folder, guide.folder if guide else None, kept.checked())
+        chunks, model = Chunks(here, config, device_type), replace(ModelFolders.of(run), weights=kept.checked())
         equipment = Equipment.of(config, model, device_type, extraction_of(run))
-        missing = [ChunkTask(chunks, chunk) for chunk in range(chunks.count) if not chunks.is_whole(chunk)]
-        return cls(kept.images_seen, chunks, [_MomentTask(equipment, task) for task in missing])
+        return cls(kept.images_seen, chunks, [_MomentTask(equipment, task) for task in chunks.missing()])
 
 
 class MomentDrawer:
