@@ -41,6 +41,7 @@ _ON_CLUSTERS = (
     "test_score_curve",
     "test_cluster",
     "test_nightly",
+    "test_three_nights",
     "test_given_reference",
 )
 

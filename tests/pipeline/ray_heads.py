@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import ray
@@ -53,9 +54,11 @@ def head(folder: Path, mode: str) -> Iterator[Head]:
     gcs, dashboard = (f"127.0.0.1:{_free_port()}" for _ in range(2))
     serving = {**environment, "RAY_AUTH_MODE": mode}
     with ExitStack() as stack:
-        port = gcs.rpartition(":")[2]
-        stack.enter_context(_started(folder, serving, "--head", f"--port={port}", "--include-dashboard=false"))
-        command = _dashboard(folder, gcs, dashboard, serving)
+        # Of a short name, since the path of a socket has 107 bytes at most.
+        session = Path(stack.enter_context(TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
+        options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
+        stack.enter_context(_started(folder, serving, "--head", *options))
+        command = _dashboard(session, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
         yield Head(f"http://{dashboard}", gcs, environment, serving, folder, stack.close)
@@ -76,8 +79,7 @@ def environment_of(home: Path) -> dict[str, str]:
 
 @contextmanager
 def _started(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[None]:
-    session = [f"--temp-dir={folder / 'ray'}"] if "--head" in options else []
-    command = [str(_BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", _STORE, *session]
+    command = [str(_BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", _STORE]
     agent = f"--dashboard-agent-listen-port={_free_port()}"
     log = folder / f"node-{_free_port()}.log"
     with _process([*command, agent, *options], environment, log) as process:
@@ -110,8 +112,8 @@ def _process(command: list[str], environment: Mapping[str, str], log: Path) -> I
         process.wait()
 
 
-def _dashboard(folder: Path, gcs: str, address: str, environment: Mapping[str, str]) -> list[str]:
-    session = (folder / "ray" / "session_latest").resolve()
+def _dashboard(temporary: Path, gcs: str, address: str, environment: Mapping[str, str]) -> list[str]:
+    session = (temporary / "session_latest").resolve()
     cluster_id = subprocess.run(
         [
             sys.executable,
@@ -131,7 +133,7 @@ def _dashboard(folder: Path, gcs: str, address: str, environment: Mapping[str, s
         f"--host={host}",
         f"--port={port}",
         "--port-retries=0",
-        f"--temp-dir={folder / 'ray'}",
+        f"--temp-dir={temporary}",
         f"--log-dir={session / 'logs'}",
         f"--session-dir={session}",
         f"--gcs-address={gcs}",

@@ -4,7 +4,6 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -12,8 +11,10 @@ from urllib.request import urlopen
 import pytest
 import ray
 
+from model import DDIM
+from pipeline.chunks import Chunks, ChunkTask
 from pipeline.cluster import Cluster
-from pipeline.config import Config
+from pipeline.config import Config, SampleConfig
 from pipeline.curve import read_curve
 from pipeline.evaluate import export_score
 from pipeline.fan_out import images_on_actors
@@ -86,26 +87,24 @@ def test_a_scrape_finds_the_numbers_of_the_last_point(port: int, tmp_path: Path)
     assert found == pytest.approx(last)
 
 
-@dataclass
-class Few:
-    """A task."""
+def worker() -> type:
+    """A class that is sent to the workers as it is: they need not find this file."""
 
-    images: int
+    class Worker:
+        def ready(self) -> None: ...
 
+        def work(self, task: ChunkTask) -> None: ...
 
-class Worker:
-    """Does tasks, as an actor."""
-
-    def ready(self) -> None: ...
-
-    def work(self, task: Few) -> None: ...
+    return Worker
 
 
 def test_a_scrape_finds_how_far_drawing_is_and_the_score(port: int, tmp_path: Path) -> None:
     config = Config.model_validate({**CONFIG, "output": str(tmp_path)})
     run = Run(config, Terminal(), cluster=Cluster(config.cluster, 1, 0))
-    with images_on_actors(run, "sample", "work", [Few(3), Few(4)], 10, Worker) as done:
-        assert sum(task.images for task in done) == 7
+    chunks = Chunks(tmp_path, SampleConfig(images=10, chunk_images=4, sampler=DDIM()), "cpu")
+    tasks = [ChunkTask(chunks, 1), ChunkTask(chunks, 2)]  # of which the last adds two images only
+    with images_on_actors(run, "sample", "work", tasks, 10, worker()) as done:
+        assert sum(task.images for task in done) == 6
         export_score("tiny", {"primary_score": "fid", "scores": {"fid": 2.5}})
         deadline = time.monotonic() + 90
         while (found := scraped(port, "tiny", "stage")).get("images") != 10 or not scraped(port, "tiny", "evaluate"):
