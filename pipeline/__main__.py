@@ -12,15 +12,15 @@ from .terminal import Terminal, console_for, print_error, quiet_libraries
 
 quiet_libraries()  # before anything imports them
 
-from evaluation import EvaluationError  # noqa: E402
+from evaluation import EvaluationError
 
-from .config import Config  # noqa: E402
-from .configfile import load  # noqa: E402
-from .errors import ConfigError, PipelineError  # noqa: E402
-from .job_commands import NAMES as JOB_COMMANDS  # noqa: E402
-from .job_commands import add_job_commands, run_job_command  # noqa: E402
-from .mlflow_store import redacted  # noqa: E402
-from .request import MODEL_HELP, add_options, add_tracking_uri, request_of  # noqa: E402
+from .config import Config
+from .configfile import load
+from .errors import ConfigError, PipelineError
+from .job_commands import NAMES as JOB_COMMANDS
+from .job_commands import add_job_commands, run_job_command
+from .mlflow_store import redacted
+from .request import MODEL_HELP, add_options, add_tracking_uri, request_of
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",

@@ -346,7 +346,7 @@ def test_rk45_gives_each_image_its_own_steps() -> None:
 
 
 def test_rk45_stops_at_images_that_are_not_finite() -> None:
-    def nan(x_t: Tensor, t: Tensor) -> Prediction:  # noqa: ARG001
+    def nan(x_t: Tensor, t: Tensor) -> Prediction:
         return Prediction(x_t * math.nan, x_t * math.nan)
 
     with pytest.raises(FloatingPointError, match=r"rk45: steps became too small or images not finite after t = 999"):

@@ -152,7 +152,7 @@ def test_sampler_that_cannot_walk_the_path_is_refused_before_anything_is_drawn(n
 class BareNoise(DDIM):
     """Yields the noise that it is offered."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         return (State(0.0, noise(step)) for step in range(self.steps))
 
 

@@ -44,7 +44,7 @@ IMAGES, CHUNK, STEPS = 50, 30, 5
 
 
 @pytest.fixture(scope="module")
-def scored(head: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001  # must be up
+def scored(head: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = new_folder(tmp_path_factory, "curve", RUN_FILE)
     ran = run_here("run", folder, "cluster.address=auto")
     assert ran.returncode == 0, ran.stderr
