@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -86,25 +87,25 @@ class Served:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    def __init__(self, served: Served, *arguments: object) -> None:
+    def __init__(self, served: Served, *arguments: Any) -> None:
         self.served = served
-        super().__init__(*arguments, directory=str(served.folder))  # type: ignore[arg-type]
+        super().__init__(*arguments, directory=str(served.folder))
 
-    def copyfile(self, source: object, outputfile: object) -> None:
-        content = source.read()  # type: ignore[attr-defined]
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
         cut = self.served.failures > 0
         self.served.failures -= cut
-        outputfile.write(content[: len(content) // 2])  # type: ignore[attr-defined]
+        outputfile.write(content[: len(content) // 2])
         if self.served.stall.is_set():
             self.served.go_on.wait()
         elif not cut:
-            outputfile.write(content[len(content) // 2 :])  # type: ignore[attr-defined]
+            outputfile.write(content[len(content) // 2 :])
 
     def do_GET(self) -> None:
         self.served.requests.append(self.path)
         super().do_GET()
 
-    def log_message(self, *arguments: object) -> None: ...
+    def log_message(self, *arguments: Any) -> None: ...
 
 
 @pytest.fixture
