@@ -413,3 +413,10 @@ def test_network_learns_sixteen_digits_by_their_number(
     assert torch.pdist(digits.flatten(1)).min() / 8 > 0.37
     assert distances.diagonal().max() < 0.37
     assert torch.equal(distances.argmin(1), numbers)
+
+
+def test_fourier_features_are_refused_where_they_tell_neighbouring_times_nothing() -> None:
+    for architecture, path in (("ddpmpp", VPLinear()), ("ddpmpp", EDMPath()), ("ncsnpp", EDMPath())):
+        NCSNpp(architecture=architecture).check_path(path)
+    with pytest.raises(ValueError, match=r"frequencies made for log\(sigma\) / 4, which the paths edm and ve_sde tell"):
+        NCSNpp(architecture="ncsnpp").check_path(VPLinear())

@@ -4,6 +4,7 @@ All of it walks over the members of the Sampler union with all their settings, s
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -32,7 +33,7 @@ from model import (
 from model.clipping import Clip
 from model.ddpm_unet import DDPMUNet
 from model.denoiser import Denoiser, coefficients
-from model.sampler import NoiseSource
+from model.sampler import NoiseSource, SamplerBase
 
 from .analytic import (
     PATHS,
@@ -297,6 +298,19 @@ class IndependentPixels:
 
 
 # What single samplers refuse and allow.
+
+
+def test_sampler_without_its_functions_is_not_a_sampler() -> None:
+    bare, x = SamplerBase(kind="bare"), torch.zeros(1, *SHAPE)
+    calls: list[Callable[[], object]] = [
+        lambda: bare.check(PATH),
+        lambda: bare.start(PATH),
+        lambda: bare.evaluations(PATH),
+        lambda: bare._walk(WavyDenoiser(PATH), PATH, x, no_noise, PATH.t_max),
+    ]
+    for call in calls:
+        with pytest.raises(NotImplementedError):
+            call()
 
 
 def test_more_steps_than_the_path_has_are_refused() -> None:
