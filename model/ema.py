@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .record import Record
 
 WIDEST_SIGMA_REL = 0.288
-"""Of a power-function average: sqrt(1/12) = 0.2887 is the mean of all steps; wider ones would favour the first steps."""
+"""Of a power-function average. sqrt(1/12) = 0.2887 is the mean of all steps; wider ones would favour the first."""
 
 
 class ExponentialEMA(Record):

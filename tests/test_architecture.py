@@ -128,7 +128,11 @@ def test_the_readme_tree_names_every_file(package: str) -> None:
 
 @pytest.mark.parametrize("folder", readme_tree())
 def test_the_readme_tree_names_no_file_that_is_gone(folder: str) -> None:
-    gone = [name for name in re.findall(r"[\w-]+\.(?:py|yaml)", readme_tree()[folder]) if not any((ROOT / folder).rglob(name))]
+    gone = [
+        name
+        for name in re.findall(r"[\w-]+\.(?:py|yaml)", readme_tree()[folder])
+        if not any((ROOT / folder).rglob(name))
+    ]
     assert not gone, f"README.md, The tree: {folder}/ has no {gone}"
 
 
@@ -159,12 +163,12 @@ def public(package: str) -> dict[str, Path]:
 
 
 def documented(source: Path) -> set[str]:
-    """Names at a file's top level with a docstring: within a class or function, below the assignment of anything else."""
+    """Names at a file's top level with a docstring: within a class or function, below an assignment."""
     names: set[str] = set()
     body = ast.parse(source.read_text()).body
     for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
         match node, after:
-            case (ast.ClassDef() | ast.FunctionDef()), _ if ast.get_docstring(node):
+            case ((ast.ClassDef() | ast.FunctionDef()), _) if ast.get_docstring(node):
                 names.add(node.name)
             case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str())):
                 names.add(name)

@@ -37,7 +37,7 @@ from model.gaussian_path import GaussianPath
 from model.targets import EDM, X0, Eps, V
 from model.weightings import EDMWeighting, MinSNR
 
-from .unions import PAIRS, PATHS, SAMPLINGS, TARGETS, WEIGHTINGS, each_pair, each_path, members, name_of
+from .unions import PAIRS, PATHS, SAMPLINGS, TARGETS, WEIGHTINGS, each_path, members, name_of
 
 STEPS = 3
 SEEDS = torch.arange(3)

@@ -124,9 +124,7 @@ LANDING: dict[str, Any] = {"clip": "none", "steps": 6, "grid": "uniform"}
 KINDS = [variants(members=[member], **LANDING)[0] for member in SAMPLERS]
 
 
-@pytest.mark.parametrize(
-    ("sampler", "path"), admitted(variants(**LANDING), [VPLinear()]) + admitted(KINDS, PATHS[1:])
-)
+@pytest.mark.parametrize(("sampler", "path"), admitted(variants(**LANDING), [VPLinear()]) + admitted(KINDS, PATHS[1:]))
 def test_last_step_lands_on_the_image_predicted_last(sampler: Any, path: Any) -> None:
     """The one thing that a step to sigma = 0 can do, and no noise on top; one of first order, whatever the sampler."""
     seen: list[Prediction] = []

@@ -13,13 +13,23 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster as Nodes
 
-from pipeline.mlflow_store import resolve_uri
+from pipeline.mlflow_store import connect, resolve_uri
 from pipeline.tracking import TrackedRun, open_run
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The database of a fresh store of MLflow, to be copied: its migrations take longer than most tests."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
+    return (folder / "mlflow.db").read_bytes()
+
+
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
+def uri(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db").write_bytes(empty_store)
+    return resolve_uri(f"sqlite:///{folder}/mlflow.db", Path())
 
 
 @pytest.fixture

@@ -9,13 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.mlflow_store import resolve_uri
 from pipeline.tracking import TrackedRun, flatten, open_run
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
 
 
 def opened(uri: str, folder: Path, **params: str) -> TrackedRun:
