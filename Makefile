@@ -48,7 +48,7 @@ format: .venv/installed ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .
 
 coverage: .venv/installed ## Which branches the test suite goes through, in all processes; of model/ every one, or it fails
-	@echo $(CURDIR)/tests/coverage | tee .venv/lib/python3.*/site-packages/a0_worker_coverage.pth > /dev/null
+	@echo $(CURDIR)/tests/coverage > $$($(BIN)/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/a0_worker_coverage.pth
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m "not slow and not cluster" $(PARALLEL)
 	@$(BIN)/coverage combine --quiet
