@@ -196,9 +196,9 @@ def test_versions_and_runs_are_compared_where_they_were_scored_alike(
 
 @pytest.mark.timeout(900)
 def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
-    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
 
     def trained_half() -> bool:
         return len(list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))) > 1
@@ -216,9 +216,9 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
-    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
     for stage in undisturbed[0].glob("outputs/stages/*"):
         if stage.name.partition("-")[0] in ("prepare", "train", "reference"):
             shutil.copytree(stage, folder / stage.relative_to(undisturbed[0]))
