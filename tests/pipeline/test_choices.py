@@ -1,4 +1,4 @@
-"""Every choice of the mathematics can be written in a run file, and the README lists them all."""
+"""Every choice of the mathematics can be written in a run file, and the guide lists them all."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -50,9 +50,9 @@ def test_every_kind_is_chosen_by_its_name_and_survives_the_file(key: str, kind: 
     assert load(tmp_path / "again.yaml", [], Config) == config
 
 
-def test_the_readme_lists_every_choice() -> None:
+def test_the_guide_lists_every_choice() -> None:
     """`python -m pipeline keys --choices` prints what belongs there."""
-    assert choices_markdown(Config) in (ROOT / "README.md").read_text()
+    assert choices_markdown(Config) in (ROOT / "pipeline/CHOICES.md").read_text()
 
 
 @pytest.mark.parametrize(("key", "kind"), CHOICES, ids=[f"{key}={kind}" for key, kind in CHOICES])
