@@ -8,6 +8,7 @@ device.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -24,6 +25,8 @@ from .record import Record
 NoiseSource = Callable[[int], Tensor]
 """Number of the draw, from 0 -> standard normal noise shaped like x."""
 
+Draw = Callable[[], Tensor]
+"""That of one step."""
 
 _LARGEST_TAU = 1000.0
 _ROUNDING = 1e-9  # of a time
@@ -156,6 +159,18 @@ class GridSampler(SamplerBase):
     def pairs(self, path: GaussianPath, start: float | None = None) -> Iterator[tuple[Point, Point]]:
         """Each step's beginning and end, from the noisiest, or from `start`, to the data."""
         return pairwise(self.points(path, start))
+
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
+        """Step after step. Samplers that look beyond one, or draw more than once in it, walk in a way of their own."""
+        for now, after in self.pairs(path, start):
+            x = self._step(denoiser, now, after, x, partial(noise, now.number))
+            yield State(after.t, x)
+
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Draw) -> Tensor:
+        """From x at `now` to x at the cleaner point `after`."""
+        raise NotImplementedError  # each sampler that does not walk otherwise states its own
 
 
 def transition_variance(now: Point, after: Point) -> float:

@@ -13,7 +13,7 @@ DOCUMENTS = sorted(ROOT / path for path in tree() if path.suffix == ".md")
 MEASURED = ROOT / "tests/benchmarks/README.md"
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _ELSEWHERE = re.compile(r"[a-z]+:")  # https:, mailto:
-_FILE = re.compile(r"`[^`\n]*?\b((?:model|evaluation|pipeline|infra|tests)/[\w./-]+\.(?:py|md|ya?ml|json|csv|diff|png))\b")
+_FILE = re.compile(r"\b(?:model|evaluation|pipeline|infra|tests)/[\w./-]+\.(?:py|md|ya?ml|json|csv|png)\b")
 _COMMAND = re.compile(r"python -m pipeline ([a-z]+)")
 
 
@@ -46,7 +46,9 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A title, twice\n[a](gone.md) [b](#a-title-twice) [c](#other) [d](https://e.org)\n```\n[f](g)\n```\n")
+    page.write_text(
+        "# A title, twice\n[a](gone.md) [b](#a-title-twice) [c](#other) [d](https://e.org)\n```\n[f](g)\n```\n"
+    )
     assert broken_links(page) == ["gone.md", "#other"]
 
 
