@@ -1,47 +1,14 @@
 """The front page's four diffs: each is small, applies to this tree, is as tidy as the rest, and does what it says."""
 
-import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
-PARTS = ["model", "evaluation", "pipeline", "pyproject.toml"]
-DIFFS = ["sampler", "dataset", "metric", "stage"]
+from .copies import DIFFS, PACKAGES, ROOT, extended, ran
+
 MOST_LINES = 30  # that a diff may add or take away
-_LIMIT_S = 600
-
-Extended = Callable[..., Path]
-"""Names of diffs -> a copy of the tree in which they are applied."""
-
-
-@pytest.fixture
-def extended(tmp_path: Path) -> Extended:
-    def apply(*names: str) -> Path:
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, tmp_path / part)
-        for name in names:
-            ran(tmp_path, "git", "apply", str(HERE / f"{name}.diff"))
-        return tmp_path
-
-    return apply
-
-
-def ran(folder: Path, *command: str) -> str:
-    """What the command prints that ends well in the folder, whose packages are the ones that Python finds."""
-    alone = {"PYTHONPATH": str(folder), "GIT_CEILING_DIRECTORIES": str(folder.parent)}
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | alone, capture_output=True, text=True, timeout=_LIMIT_S, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def python(folder: Path, program: str) -> str:
@@ -49,17 +16,17 @@ def python(folder: Path, program: str) -> str:
 
 
 @pytest.mark.parametrize("name", DIFFS)
-def test_diff_is_small_and_leaves_the_tree_tidy(name: str, extended: Extended) -> None:
-    lines = (HERE / f"{name}.diff").read_text().splitlines()
+def test_diff_is_small_and_leaves_the_tree_tidy(name: str, tmp_path: Path) -> None:
+    lines = DIFFS[name].read_text().splitlines()
     assert sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in lines) < MOST_LINES
-    folder = extended(name)
+    folder = extended(tmp_path, name)
     for check in (["check"], ["format", "--check"]):
-        ran(folder, sys.executable, "-m", "ruff", *check, *PARTS[:3])
+        ran(folder, sys.executable, "-m", "ruff", *check, *PACKAGES)
 
 
-def test_sampler_passes_what_every_sampler_must(extended: Extended) -> None:
+def test_sampler_passes_what_every_sampler_must(tmp_path: Path) -> None:
     """Its order of convergence, measured on data whose moments are known; the tests find it in the union."""
-    folder = extended("sampler")
+    folder = extended(tmp_path, "sampler")
     shutil.copytree(ROOT / "tests/model", folder / "tests/model")
     tests = [f"tests/model/test_{file}.py" for file in ("order", "samplers", "sampler_laws")]
     passed = ran(folder, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "er_sde", *tests)
@@ -67,8 +34,8 @@ def test_sampler_passes_what_every_sampler_must(extended: Extended) -> None:
     assert "failed" not in passed
 
 
-def test_dataset_is_opened_as_the_run_file_says(extended: Extended) -> None:
-    folder = extended("dataset")
+def test_dataset_is_opened_as_the_run_file_says(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "dataset")
     overrides = ["data.source.kind=photographs", "data.image_size=16", "data.channels=3"]
     shown = ran(folder, sys.executable, "-m", "pipeline", "check", "pipeline/runs/digits.yaml", *overrides)
     assert "photographs" in shown
@@ -80,20 +47,20 @@ def test_dataset_is_opened_as_the_run_file_says(extended: Extended) -> None:
     assert float(contrast) > 0
 
 
-def test_metric_counts_unlike_images(extended: Extended) -> None:
+def test_metric_counts_unlike_images(tmp_path: Path) -> None:
     program = """
 import numpy as np
 from evaluation.scores import vendi_score
 same, unlike = np.ones((50, 4)), np.eye(4).repeat(25, axis=0)
 print(vendi_score(same).value, vendi_score(unlike).value, vendi_score(same * np.nan).reason)
 """
-    one, four, reason = python(extended("metric"), program).split(" ", 2)
+    one, four, reason = python(extended(tmp_path, "metric"), program).split(" ", 2)
     assert float(one) == pytest.approx(1)
     assert float(four) == pytest.approx(4)
     assert reason.startswith("features are not finite")
 
 
-def test_stage_is_a_command_and_counts(extended: Extended) -> None:
+def test_stage_is_a_command_and_counts(tmp_path: Path) -> None:
     """Twelve images in two chunks, of which the last is the first again."""
     program = """
 import numpy as np
@@ -116,31 +83,6 @@ for chunk in range(2):
     write_arrays(chunks.path(chunk), seeds=chunks.seeds(chunk), images=part, network_evaluations=np.array(50.0))
 print(Duplicates().figure(Duplicates().finish(run).facts))
 """
-    folder = extended("stage")
+    folder = extended(tmp_path, "stage")
     assert python(folder, program).splitlines()[-1] == "1 images are there already"
     assert "duplicates" in ran(folder, sys.executable, "-m", "pipeline", "--help")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_all_four_together_run_from_end_to_end(extended: Extended) -> None:
-    folder = extended(*DIFFS)
-    overrides = [
-        "name=extended",
-        "data.source.kind=photographs",
-        "data.image_size=16",
-        "data.channels=3",
-        "train.images=2560",
-        "train.log_images=1280",
-        "sample.images=40",
-        "sample.chunk_images=4",
-        "sample.sampler={kind: er_sde, steps: 10}",
-    ]
-    run_file = "pipeline/runs/digits.yaml"
-    shown = ran(folder, sys.executable, "-m", "pipeline", "run", run_file, *overrides)
-    assert "0 images are there already" in shown
-    (summary,) = (folder / "outputs").glob("extended-*/summary.json")
-    found = json.loads(summary.read_text())
-    assert 1 <= found["scores"]["vendi_score_classifier"] <= 40
-    assert found["protocol"]["sampler"]["kind"] == "er_sde"
-    assert list(found["stages"]) == ["prepare", "train", "reference", "sample", "duplicates", "evaluate", "register"]
