@@ -14,7 +14,7 @@ _LIMIT_S = 600
 def extended(folder: Path, *names: str) -> Path:
     """Copies the tree into the folder and applies these diffs to it. -> the folder."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package)
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)  # for ruff and pytest
     for name in names:
         ran(folder, "git", "apply", str(DIFFS[name]))
