@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pipeline.duplicates import Duplicates
 from torch import Tensor
 
 from evaluation.scores import vendi_score
 from model import VPSDE, Prediction
 from model.chain_samplers import ERSDE
+from pipeline import duplicates
 from pipeline.__main__ import main
 from pipeline.chunks import Chunks
 from pipeline.config import Config
@@ -67,10 +67,10 @@ def stage() -> dict[str, Any]:
     chunks.folder.mkdir()
     for chunk, part in enumerate(np.split(images, 2)):
         write_arrays(chunks.path(chunk), seeds=chunks.seeds(chunk), images=part, network_evaluations=np.array(50.0))
-    shown = io.StringIO()
+    counted, shown = duplicates.Duplicates(), io.StringIO()
     with redirect_stdout(shown), suppress(SystemExit):
         main(["duplicates", "--help"])
-    return {"figure": Duplicates().figure(Duplicates().finish(run).facts), "help": shown.getvalue()}
+    return {"figure": counted.figure(counted.finish(run).facts), "help": shown.getvalue()}
 
 
 if __name__ == "__main__":
