@@ -37,9 +37,9 @@ def sampler() -> dict[str, Any]:
         return Prediction(MEAN + alpha * STD**2 * off, sigma * off)
 
     def noise(_number: int) -> Tensor:
-        return torch.randn(10_000, 1, 1, 1, dtype=torch.float64, generator=generator)
+        return torch.randn(4_000, 1, 1, 1, dtype=torch.float64, generator=generator)
 
-    *_, last = ERSDE(steps=400, clip="none").trajectory(exact, path, noise(0), noise)
+    *_, last = ERSDE(steps=200, clip="none").trajectory(exact, path, noise(0), noise)
     return {"mean": float(last.x.mean()), "std": float(last.x.std())}
 
 

@@ -35,8 +35,8 @@ def test_tree_stays_tidy(tree: Path) -> None:
 
 
 def test_sampler_draws_what_the_data_are(found: dict[str, Any]) -> None:
-    """Of 10,000 images, to about what 400 steps of first order leave."""
-    assert found["sampler"] == {"mean": pytest.approx(0.2, abs=0.01), "std": pytest.approx(0.5, abs=0.01)}
+    """Of 4,000 images, to about what 200 steps of first order leave."""
+    assert found["sampler"] == {"mean": pytest.approx(0.2, abs=0.03), "std": pytest.approx(0.5, abs=0.03)}
     assert "| `sample.sampler` | `er_sde` |" in found["choices"]
 
 
