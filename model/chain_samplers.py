@@ -1,7 +1,7 @@
 """Samplers that walk DDPM's Markov chain backwards, or the chains with the same marginals: DDPM, DDIM, Langevin."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import Tensor
 from .denoiser import Denoiser, Prediction
 from .gaussian_path import GaussianPath
 from .grids import Grid
-from .sampler import Draw, GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
+from .sampler import GridSampler, NoiseSource, Point, State, posterior_mean, posterior_std, transition_variance
 from .variance import StepVariance
 
 
@@ -22,7 +22,7 @@ class ReverseChain(GridSampler):
     it; the DDPM paper reports fixed_large for CIFAR-10, where steps are many; with few, or where noise explodes (edm,
     ve_sde), fixed_small is the better one."""
 
-    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Draw) -> Tensor:
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
         """A draw of x at the cleaner point; z is asked for noise unless that is the data."""
         prediction = denoiser(x, now.times(x))
         x = posterior_mean(now, after, x, prediction.x0)
@@ -65,7 +65,7 @@ class DDIM(GridSampler):
     eta: float = Field(0.0, ge=0, le=1)
     """0: deterministic; 1: as much noise as ancestral sampling adds between these steps."""
 
-    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Draw) -> Tensor:
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
         return _renoised(after, denoiser(x, now.times(x)), self.eta * posterior_std(now, after), z)
 
     def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
@@ -125,7 +125,7 @@ class PredictorCorrector(GridSampler):
         return x + size * score + math.sqrt(2 * size) * z
 
 
-def _renoised(after: Point, prediction: Prediction, std: float, z: Draw) -> Tensor:
+def _renoised(after: Point, prediction: Prediction, std: float, z: Callable[[], Tensor]) -> Tensor:
     """The predicted image at `after`; of its noise a part of this std is fresh. Song, Meng & Ermon 2021, eq. 12."""
     x = after.alpha * prediction.x0 + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * prediction.eps
     return x + std * z() if std > 0 else x

@@ -25,8 +25,6 @@ from .record import Record
 NoiseSource = Callable[[int], Tensor]
 """Number of the draw, from 0 -> standard normal noise shaped like x."""
 
-Draw = Callable[[], Tensor]
-"""That of one step."""
 
 _LARGEST_TAU = 1000.0
 _ROUNDING = 1e-9  # of a time
@@ -168,8 +166,8 @@ class GridSampler(SamplerBase):
             x = self._step(denoiser, now, after, x, partial(noise, now.number))
             yield State(after.t, x)
 
-    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Draw) -> Tensor:
-        """From x at `now` to x at the cleaner point `after`."""
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
+        """From x at `now` to x at the cleaner point `after`. z: draws noise like x."""
         raise NotImplementedError  # each sampler that does not walk otherwise states its own
 
 
