@@ -35,12 +35,12 @@ from model import (
 )
 from model import Path as GaussianPath  # not a file's
 
+from .data_config import DataConfig
 from .files import sha256_of
 from .gate import Gate
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
 from .shard_index import MANIFEST
-from .sources import DataConfig
 from .train_config import TrainConfig, Workers
 
 
