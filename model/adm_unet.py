@@ -67,9 +67,8 @@ class _Parts:
 
     def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
         if self.config.cross_attention is not None:
-            norm = GroupNorm(
-                channels, self.config.norm_groups, eps=1e-6
-            )  # as Rombach et al. 2022, who have 1e-5 in all other norms
+            # eps as Rombach et al. 2022, who have 1e-5 in all other norms
+            norm = GroupNorm(channels, self.config.norm_groups, eps=1e-6)
             return SpatialTransformer(norm, self.config.cross_attention, self.config.dropout)
         head_channels = self.config.head_channels
         heads = self.config.heads if head_channels is None else channels // head_channels

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -79,11 +80,9 @@ class DDIM(GridSampler):
         prediction = denoiser(x, cleanest.times(x))
         x = cleanest.alpha * x + cleanest.sigma * prediction.eps
         yield State(cleanest.t, x)
-        now = cleanest
-        for after in reversed(noisier):
+        for now, after in pairwise([cleanest, *reversed(noisier)]):
             prediction = denoiser(x, now.times(x))
             x = after.alpha * prediction.x0 + after.sigma * prediction.eps
-            now = after
             yield State(after.t, x)
 
 

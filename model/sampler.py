@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .clipping import Clip, clipped
-from .denoiser import Denoiser, Prediction
+from .denoiser import Denoiser
 from .gaussian_path import GaussianPath
 from .grids import Grid, time_grid
 from .record import Record
@@ -25,11 +25,7 @@ from .record import Record
 NoiseSource = Callable[[int], Tensor]
 """Number of the draw, from 0 -> standard normal noise shaped like x."""
 
-
-_LARGEST_TAU = 1000.0
 _ROUNDING = 1e-9  # of a time
-
-Number = TypeVar("Number", float, Tensor)
 
 
 class State(NamedTuple):
@@ -185,34 +181,3 @@ def posterior_mean(now: Point, after: Point, x: Tensor, x0: Tensor) -> Tensor:
     """Mean of x at the cleaner point given x now and x0. Ho et al. 2020, eq. 7, for any path."""
     ratio = now.alpha / after.alpha
     return (after.alpha * transition_variance(now, after) * x0 + ratio * after.sigma**2 * x) / now.sigma**2
-
-
-class StraightLine:
-    """Variables in which denoising is a straight line wherever the prediction stays: y = x / scale against tau.
-
-    x / alpha against sigma / alpha, as in EDM (Karras et al. 2022, eq. 4); on paths where that grows beyond 1,000, so
-    that no grid could follow it, x / (alpha + sigma) against sigma / (alpha + sigma), as in rectified flow.
-    Euler's method is DDIM in both. Works on floats and on tensors.
-    """
-
-    def __init__(self, path: GaussianPath) -> None:
-        self.path = path
-        alpha, sigma = path.at(path.t_max)
-        self._flow = sigma > _LARGEST_TAU * alpha
-
-    def scale(self, alpha: Number, sigma: Number) -> Number:
-        """The factor x / y."""
-        return alpha + sigma if self._flow else alpha
-
-    def tau(self, alpha: Number, sigma: Number) -> Number:
-        """Falls to 0 at the data."""
-        return sigma / self.scale(alpha, sigma)
-
-    def time(self, tau: Tensor) -> Tensor:
-        """The path's time at tau > 0. float64, like tau."""
-        noise_to_data = tau / (1 - tau) if self._flow else tau
-        return self.path.time(-noise_to_data.log())
-
-    def slope(self, prediction: Prediction) -> Tensor:
-        """The slope dy / dtau."""
-        return prediction.eps - prediction.x0 if self._flow else prediction.eps

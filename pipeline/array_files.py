@@ -2,13 +2,14 @@
 
 import gzip
 import math
-import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from evaluation.npz import names_in_npz, read_npz
 
 from .errors import DataError
 
@@ -22,20 +23,20 @@ def read_array(path: Path, key: str) -> npt.NDArray[Any]:
             magic = file.read(4)
             file.seek(0)
             if magic[:2] == b"PK":
-                return _read_npz(file, path, key)
+                return _from_npz(path, key)
             if magic == b"\x93NUM":
                 return np.asarray(np.load(file, allow_pickle=False))
             content = gzip.decompress(file.read()) if magic[:2] == b"\x1f\x8b" else file.read()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); restore the file or correct the path") from error
     return _parse_idx(content, path)
 
 
-def _read_npz(file: BinaryIO, path: Path, key: str) -> npt.NDArray[Any]:
-    with np.load(file, allow_pickle=False) as arrays:
-        if key not in arrays.files:
-            raise DataError(f"{path}: no array '{key}'; found {', '.join(arrays.files) or 'none'}")
-        return np.asarray(arrays[key])
+def _from_npz(path: Path, key: str) -> npt.NDArray[Any]:
+    names = names_in_npz(path)
+    if key not in names:
+        raise DataError(f"{path}: no array '{key}'; found {', '.join(names) or 'none'}")
+    return read_npz(path, key)[0]
 
 
 def _parse_idx(content: bytes, path: Path) -> npt.NDArray[np.uint8]:

@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model import PowerFunctionEMA
-from model import Snapshot as Moment
+from model import EMASnapshot, PowerFunctionEMA
 
 from .averages import AVERAGES, keep
 from .errors import TrainingError
@@ -58,7 +57,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     manifest: dict[str, Any]
     """Without the digests of the files."""
-    kept: dict[str, Moment]
+    kept: dict[str, EMASnapshot]
     """Its files that stay when the checkpoint is removed, and which average each holds."""
 
     @classmethod
@@ -80,7 +79,7 @@ class Snapshot:
             "curve": list(state.curve),
         }
         kept = {
-            average_file(number): Moment(images_seen=state.images_seen, sigma_rel=profile.sigma_rel)
+            average_file(number): EMASnapshot(images_seen=state.images_seen, sigma_rel=profile.sigma_rel)
             for number, profile in enumerate(state.ema.profiles)
             if isinstance(profile, PowerFunctionEMA)
         }

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
-from .keys import element_of, fields_of, kind_of, sections_in, type_words, value_words, words_in
+from .schema import element_of, fields_of, kind_of, sections_in, type_words, value_words, words_in
 from .yamltext import KeyPath, YamlError, dotted, read_yaml, write_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model import EAGER, Execution, Guidance, ModelSpec, Snapshot, TrainedModel
+from model import EAGER, EMASnapshot, Execution, Guidance, ModelSpec, TrainedModel
 
 from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
@@ -33,7 +33,7 @@ def posthoc_average(run: Run) -> PostHocAverage | None:
     sigma_rel, train = run.config.sample.sigma_rel, run.results["train"]
     if sigma_rel is None:
         return None
-    wanted = Snapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
+    wanted = EMASnapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
     return PostHocAverage(train.folder / AVERAGES, train.facts["averages"], wanted)
 
 

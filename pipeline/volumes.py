@@ -9,9 +9,10 @@ from evaluation import Classifier, DINOv2, Extractor
 from evaluation.extractors import INCEPTION_CLASSES
 
 from .config import Config
+from .data_config import DataConfig
 from .errors import DataError
 from .shard_index import ShardIndex
-from .sources import Cifar10, DataConfig, Digits, FashionMnist, ImageFolder, Mnist, Shards, Stream
+from .sources import Cifar10, Digits, FashionMnist, ImageFolder, Mnist, Shards, Stream
 
 _FLOAT, _INT = 4, 8
 _TAR_BLOCK, _TAR_RECORD = 512, 10_240

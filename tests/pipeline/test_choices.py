@@ -8,7 +8,8 @@ import pytest
 import model
 from pipeline.config import Config
 from pipeline.configfile import dump, load
-from pipeline.keys import choices_markdown, kind_of
+from pipeline.keys import choices_markdown
+from pipeline.schema import kind_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "pipeline/runs/digits.yaml"

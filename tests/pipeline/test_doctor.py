@@ -24,11 +24,13 @@ from ray.cluster_utils import Cluster as Nodes
 from pipeline import doctor_checks, doctor_nodes
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.data_config import DataConfig
 from pipeline.examination import Examination, Finding
+from pipeline.existing_tars import Tars, index_tars
 from pipeline.prepare import Prepare
 from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shards import Tars, index_tars, pack
-from pipeline.sources import DataConfig, Digits
+from pipeline.shards import pack
+from pipeline.sources import Digits
 
 from .commands import FILE_NAME, run_here
 from .conftest import Served

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import ShardReader
@@ -24,7 +25,7 @@ from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_images import encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig, Shards
+from pipeline.sources import Arrays, Shards
 from pipeline.tar_members import read_samples
 
 from .conftest import Served
