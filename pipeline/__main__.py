@@ -168,8 +168,7 @@ def _compare(options: argparse.Namespace) -> None:
     from .compare import run_compare
     from .mlflow_store import ANSWER_S, resolve_uri
 
-    uri = resolve_uri(options.tracking_uri, Path("outputs"))
-    run_compare(options.first, options.second, uri, ANSWER_S, Terminal())
+    run_compare(options.first, options.second, resolve_uri(options.tracking_uri), ANSWER_S, Terminal())
 
 
 def _history(options: argparse.Namespace) -> None:
@@ -201,7 +200,7 @@ def _uri(options: argparse.Namespace) -> str:
     """MLflow's address, which answers."""
     from .mlflow_store import check_answers, resolve_uri
 
-    uri = resolve_uri(options.tracking_uri, Path("outputs"))
+    uri = resolve_uri(options.tracking_uri)
     check_answers(uri)
     return uri
 

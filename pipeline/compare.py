@@ -1,7 +1,6 @@
 """Two scored models side by side, with their uncertainty, where they were scored in the same way; else why not."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from .errors import ConfigError, PipelineError
 from .evaluate import PROTOCOL
 from .files import read_json
 from .mlflow_store import check_answers, connect, default_store, reported
-from .registry import PRIMARY_TAG
+from .model_uri import ModelURI
+from .registry import PRIMARY_TAG, scores_of
 from .summary import SUMMARY
 from .terminal import Terminal
 
-_REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))")
 _SCORES = TypeAdapter(dict[str, float | None])
 _DISTINCT = 2.0
 """Combined standard errors from which on a difference is taken for one."""
@@ -87,21 +86,17 @@ def scored(name: str, tracking_uri: str, timeout_s: float) -> Scored:
 
 
 def _registered(name: str, uri: str, timeout_s: float) -> Scored:
-    match = _REGISTERED.fullmatch(name)
-    if match is None:
-        raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
-    model, alias, number = match.groups()
+    wanted = ModelURI.parsed(name)
     check_answers(uri, timeout_s)
     with reported(f"look up {name}", uri), TemporaryDirectory() as folder:
         client = connect(uri)
-        version = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
-        if PRIMARY_TAG not in version.tags:
+        version = wanted.version(client)
+        scores = scores_of(client, version)
+        if PRIMARY_TAG not in version.tags or scores is None:
             raise ConfigError(f"{name}: version {version.version} was not scored by this program; name one that was")
         with default_store(uri):
             protocol = read_json(Path(client.download_artifacts(str(version.run_id), PROTOCOL, folder)))
-        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
-    scores = {metric.key: metric.value for metric in metrics}
-    return _as_scored(f"{model}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
+    return _as_scored(f"{version.name}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
 
 
 def _as_scored(name: str, protocol: Any, primary: str, scores: Any) -> Scored:
