@@ -1,4 +1,4 @@
-"""Part of the fourth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
+"""Part of the fifth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
 
 A batch is one file, whole or absent. What was measured is kept under a key of all that decided it, so that runs which
 differ only in sampler, guidance or number of samples find it again.
