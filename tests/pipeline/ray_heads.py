@@ -1,4 +1,4 @@
-"""Real Ray clusters on this machine, as `ray start` makes them, whose dashboard takes jobs."""
+"""Real Ray clusters on this machine, as `ray start` makes them, with or without a dashboard that takes jobs."""
 
 import json
 import os
@@ -41,27 +41,41 @@ class Head:
 
 @contextmanager
 def head(folder: Path, mode: str) -> Iterator[Head]:
-    """`ray start --head`. mode: token or disabled.
+    """With a dashboard. mode: token or disabled.
 
-    The dashboard is started after it, with what jobs need: Ray gives a node 30 s to start, which a busy machine needs
-    for the node alone.
+    The dashboard is started after the node, with what jobs need: Ray gives a node 30 s to start, which a busy machine
+    needs for the node alone.
     """
     home = folder / "home"
     (home / ".ray").mkdir(parents=True)
     if mode == "token":
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    environment = environment_of(home)
-    gcs, dashboard = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    environment, dashboard = environment_of(home), f"127.0.0.1:{_free_port()}"
     serving = {**environment, "RAY_AUTH_MODE": mode}
     with ExitStack() as stack:
-        # Of a short name, since the path of a socket has 107 bytes at most.
-        session = Path(stack.enter_context(TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
-        options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
-        stack.enter_context(_started(folder, serving, "--head", *options))
+        gcs, session = stack.enter_context(_head_node(folder, serving))
         command = _dashboard(session, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
         yield Head(f"http://{dashboard}", gcs, environment, serving, folder, stack.close)
+
+
+@contextmanager
+def head_without_dashboard(home: Path, mode: str) -> Iterator[str]:
+    """Of this home, in which a token may lie; gives HOST:PORT that drivers join. mode: token or disabled."""
+    with _head_node(home, {**environment_of(home), "RAY_AUTH_MODE": mode}) as (gcs, _):
+        yield gcs
+
+
+@contextmanager
+def _head_node(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """`ray start --head`; gives HOST:PORT and the folder of its session. folder: for the log."""
+    gcs = f"127.0.0.1:{_free_port()}"
+    # Of a short name, since the path of a socket has 107 bytes at most.
+    with TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as session:
+        options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
+        with _started(folder, environment, "--head", *options):
+            yield gcs, Path(session)
 
 
 @contextmanager

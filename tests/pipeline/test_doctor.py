@@ -32,7 +32,7 @@ from pipeline.sources import DataConfig, Digits
 
 from .commands import FILE_NAME, run_here
 from .conftest import Served
-from .heads import head_in
+from .ray_heads import head_without_dashboard
 from .waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_where_no_cluster_answers_the_rest_is_looked_at_all_the_same(folder: Pat
 
 def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path], folder: Path) -> None:
     with_token, without = homes
-    with head_in(with_token, "token") as address:
+    with head_without_dashboard(with_token, "token") as address:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
         command = [sys.executable, "-m", "pipeline", "doctor", str(folder / FILE_NAME), f"cluster.address={address}"]
         ran = subprocess.run(
@@ -243,8 +243,8 @@ def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path],
         )
     assert ran.returncode == 1, ran.stderr
     said = " ".join(ran.stdout.split())
-    assert "it asks for a token" in said
-    assert "give its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token)" in said
+    assert "the cluster asks for a token, and none is known here" in said
+    assert "cure: write it to ~/.ray/auth_token, or name its file by RAY_AUTH_TOKEN_PATH" in said
 
 
 @pytest.fixture(scope="module")
