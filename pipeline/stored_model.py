@@ -18,6 +18,8 @@ from model import (
     EAGER,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    ClassLabels,
+    Conditioning,
     Execution,
     Guidance,
     LearnedRange,
@@ -28,6 +30,7 @@ from model import (
     RePaint,
     Sampler,
     TrainedModel,
+    Unconditional,
 )
 
 from .configfile import load
@@ -65,6 +68,13 @@ class Description(Record):
     """Safetensors, relative to this file; null in the registry, which has it beside this file."""
     classifier: str | None = None
     """Those of the classifier that guides; null: none."""
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What a run file says of a model that is told as much of an image."""
+        if not self.spec.classes:
+            return Unconditional()
+        return ClassLabels(classes=self.spec.classes, **({} if self.labels_withheld else {"dropout": 0.0}))
 
 
 @dataclass(frozen=True)
