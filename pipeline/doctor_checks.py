@@ -12,7 +12,6 @@ from typing import Any
 import ray
 
 from evaluation import WeightsFile
-from model import PowerFunctionEMA
 
 from . import doctor_nodes
 from .errors import ClusterError, ConfigError, DataError, PipelineError, TrackingError
@@ -24,7 +23,7 @@ from .shard_index import ShardIndex
 from .shipment import PACKAGES
 from .sources import Shards, Stream
 from .terminal import size
-from .volumes import checkpoint_bytes, network_of, weights_bytes
+from .volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16
@@ -114,12 +113,10 @@ def output_is_shared(examination: Examination) -> str:
 def disk_has_room(examination: Examination) -> str:
     """Of output, for the checkpoints that a training keeps."""
     train = examination.config.train
-    averages = [train.ema, *train.also_averaged]
     network = network_of(examination.config)
-    checkpoint = checkpoint_bytes(network, len(averages), points=0)
-    written = -(-train.images // train.checkpoint_images)
-    lasting = weights_bytes(network) * written * sum(isinstance(each, PowerFunctionEMA) for each in averages)
-    needed = checkpoint * min(train.keep_checkpoints + 2, written + 1) + lasting  # the best, and one that is written
+    checkpoint = checkpoint_bytes(network, 1 + len(train.also_averaged), points=0)
+    most = min(train.keep_checkpoints + 2, checkpoints_written(train) + 1)  # with the best, and one that is written
+    needed = checkpoint * most + weights_bytes(network) * averages_kept(train)
     output = next(folder for folder in (examination.run.output, *examination.run.output.parents) if folder.exists())
     free = shutil.disk_usage(output).free
     if needed > free:

@@ -207,7 +207,9 @@ def _score_again(night: Night, tonight: Config, champion: int) -> None:
     with reported(f"score version {champion} again", night.uri):
         client = connect(night.uri)
         if standing(client, night.model_name, champion, protocol_digest) is None:
-            again = Standing(champion, protocol_digest, evaluated["primary_score"], evaluated["scores"])
+            again = Standing(
+                evaluated["primary_score"], evaluated["scores"], version=champion, protocol_digest=protocol_digest
+            )
             add_scores(client, night.model_name, again)
 
 
