@@ -24,6 +24,7 @@ from .shipment import PACKAGES
 from .sources import Shards, Stream
 from .terminal import size
 from .volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
+from .warm_start import find_start
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16
@@ -256,6 +257,14 @@ def weights_are_there(examination: Examination) -> str:
     return f"{extractor.path}, sha256 {digest[:12]}, on every node"
 
 
+def start_is_there(examination: Examination) -> str:
+    """The weights that training starts from, which are read here alone and reach the workers by way of output."""
+    name = examination.config.train.warm_start
+    if name is None:
+        return "training starts from random weights"
+    return f"training starts from {find_start(name, examination.config, examination.run.tracking_uri)}"
+
+
 CHECKS: tuple[Check, ...] = (
     cluster_answers,
     resources_suffice,
@@ -268,4 +277,5 @@ CHECKS: tuple[Check, ...] = (
     workers_reduce,
     mlflow_answers,
     weights_are_there,
+    start_is_there,
 )
