@@ -223,28 +223,3 @@ def grounds(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if config.evaluate.likelihoods or config.evaluate.curve_images or config.sample.shards:
         yield "not counted", "evaluate.likelihoods, evaluate.curve_images and sample.shards"
-
-
-def scaling_table(plans: Sequence[Plan]) -> str:
-    """Markdown: a row for each plan, which differ in the number of devices."""
-    heads = (
-        "devices | images/s | step | exchange not hidden | efficiency | gradients sent by each | reader | checkpoint"
-    )
-    rows = [heads, " | ".join(["---:"] * 8)]
-    for plan in plans:
-        step, config, devices = Step.of(plan.config, plan.speeds), plan.config, plan.speeds.devices
-        read = config.train.batch_size * sample_bytes(config.data) / step.seconds
-        sent = sent_bytes(gradient_bytes(network_of(config)), devices, config.train.parallel)
-        between_s = config.train.checkpoint_images / config.train.batch_size * step.seconds
-        cells = [
-            f"{devices:,}",
-            f"{config.train.batch_size / step.seconds:,.0f}",
-            f"{1000 * step.seconds:.1f} ms",
-            f"{1000 * step.exposed_s:.1f} ms",
-            f"{step.compute_s / step.seconds:.0%}",
-            f"{size(sent / step.seconds)}/s",
-            f"{size(read)}/s",
-            f"{size(one_checkpoint(config))} every {duration(between_s)}",
-        ]
-        rows.append(" | ".join(cells))
-    return "".join(f"| {row} |\n" for row in rows)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import ray
+
+from .servers import free_port
 
 _BIN = Path(sys.executable).parent
 _START_S = 180
@@ -50,7 +51,7 @@ def head(folder: Path, mode: str) -> Iterator[Head]:
     (home / ".ray").mkdir(parents=True)
     if mode == "token":
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    environment, dashboard = environment_of(home), f"127.0.0.1:{_free_port()}"
+    environment, dashboard = environment_of(home), f"127.0.0.1:{free_port()}"
     serving = {**environment, "RAY_AUTH_MODE": mode}
     with ExitStack() as stack:
         gcs, session = stack.enter_context(_head_node(folder, serving))
@@ -70,7 +71,7 @@ def head_without_dashboard(home: Path, mode: str) -> Iterator[str]:
 @contextmanager
 def _head_node(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     """`ray start --head`; gives HOST:PORT and the folder of its session. folder: for the log."""
-    gcs = f"127.0.0.1:{_free_port()}"
+    gcs = f"127.0.0.1:{free_port()}"
     # Of a short name, since the path of a socket has 107 bytes at most.
     with TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as session:
         options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
@@ -94,8 +95,8 @@ def environment_of(home: Path) -> dict[str, str]:
 @contextmanager
 def _started(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[None]:
     command = [str(_BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", _STORE]
-    agent = f"--dashboard-agent-listen-port={_free_port()}"
-    log = folder / f"node-{_free_port()}.log"
+    agent = f"--dashboard-agent-listen-port={free_port()}"
+    log = folder / f"node-{free_port()}.log"
     with _process([*command, agent, *options], environment, log) as process:
         deadline = time.monotonic() + _START_S
         while "Ray runtime started" not in log.read_text():
@@ -171,9 +172,3 @@ def _wait(url: str, mode: str) -> None:
         except (OSError, ValueError):
             assert time.monotonic() < deadline, "the dashboard did not start"
             time.sleep(0.5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
