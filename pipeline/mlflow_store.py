@@ -52,7 +52,7 @@ _SECRETS = r"[\w-]*(?:password|token|secret|signature)|passwd|pwd|sig"
 """Names of query parameters."""
 
 
-def resolve_uri(configured: str | None, output: Path) -> str:
+def resolve_uri(configured: str | None, output: Path = Path("outputs")) -> str:
     """The store's address: `tracking.uri`, else MLFLOW_TRACKING_URI, else one SQLite file under `output`.
 
     TrackingError where MLflow would take the name of that file for another one.

@@ -8,10 +8,8 @@ import numpy as np
 from evaluation import WeightsFile
 
 from .errors import DataError
-from .files import sha256_of
 from .keyroles import identity
 from .remote import is_remote
-from .shard_index import MANIFEST
 from .shards import pack
 from .sources import Stream
 from .stage import Facts, Run, Stage
@@ -27,7 +25,7 @@ class Prepare(Stage):
 
     def identity(self, run: Run) -> Any:
         data = {name: value for name, value in identity(run.config.data).items() if name != "order"}
-        base = {"base": sha256_of(run.base / MANIFEST)} if run.base else {}
+        base = {"base": run.base_digest} if run.base else {}
         return {"data": data, "source": run.config.data.source.fingerprint(), **base}
 
     def compute(self, run: Run, folder: Path) -> Facts:

@@ -97,7 +97,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
     )
     add_tracking_uri(command)
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def add_tracking_uri(command: argparse.ArgumentParser) -> None:

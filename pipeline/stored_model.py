@@ -18,6 +18,8 @@ from model import (
     EAGER,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    ClassLabels,
+    Conditioning,
     Execution,
     Guidance,
     LearnedRange,
@@ -28,12 +30,14 @@ from model import (
     RePaint,
     Sampler,
     TrainedModel,
+    Unconditional,
 )
 
 from .configfile import load
 from .errors import ConfigError
 from .files import read_json
 from .mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
+from .model_uri import ModelURI
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -64,6 +68,13 @@ class Description(Record):
     """Safetensors, relative to this file; null in the registry, which has it beside this file."""
     classifier: str | None = None
     """Those of the classifier that guides; null: none."""
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What a run file says of a model that is told as much of an image."""
+        if not self.spec.classes:
+            return Unconditional()
+        return ClassLabels(classes=self.spec.classes, **({} if self.labels_withheld else {"dropout": 0.0}))
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
     """key: the option or key by which a person gives MLflow's address; timeout_s: longest wait for its answer."""
     if name.startswith("models:"):
         with TemporaryDirectory() as folder:
-            yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), key, timeout_s, Path(folder))
+            yield _downloaded(name, resolve_uri(tracking_uri), key, timeout_s, Path(folder))
         return
     folder_of_run = Path(name).expanduser()
     if not (folder_of_run / DESCRIPTION).is_file():
@@ -196,24 +207,18 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
 
 def _downloaded(name: str, uri: str, key: str, timeout_s: float, folder: Path) -> _Files:
     """The version's files in `folder`, by the names that `model_package.write_model` gave them."""
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
-    if match is None:
-        raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
+    wanted = ModelURI.parsed(name)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.exists():
         raise ConfigError(f"{name}: there is no MLflow store {file}; give its address by {key}")
     check_answers(uri, timeout_s)
-    model, alias, version = match.groups()
     with reported(f"download {name}", uri):
-        client = connect(uri)
-        if alias:
-            version = client.get_model_version_by_alias(model, alias).version
-        source = client.get_model_version(model, str(version)).source
         from mlflow.artifacts import download_artifacts
 
+        version = wanted.version(connect(uri))
         with default_store(uri):
-            download_artifacts(artifact_uri=source, dst_path=str(folder))
-    return _files_in(folder, f"models:/{model}/{version}")
+            download_artifacts(artifact_uri=version.source, dst_path=str(folder))
+    return _files_in(folder, f"models:/{version.name}/{version.version}")
 
 
 def _files_in(folder: Path, name: str) -> _Files:

@@ -14,15 +14,20 @@ from .checkpoint import SPEC, WEIGHTS
 from .config import Config
 from .files import digest, write_json
 from .stage import Run
-from .stored_model import DESCRIPTION, FORMAT, assembled
+from .stored_model import DESCRIPTION, FORMAT, Description, assembled
 
 
 def described(config: Config) -> dict[str, Any]:
     """All of a model but its weights, and how images are drawn from it, as JSON."""
-    parts = {"spec": config.spec, "sampler": config.sample.sampler, "guidance": config.sample.guidance}
-    described_parts = {name: part.model_dump(mode="json") for name, part in parts.items()}
-    others = {"precision": config.sample.precision, "labels_withheld": config.labels_withheld}
-    return {"format": FORMAT, **described_parts, **others}
+    description = Description(
+        format=FORMAT,
+        spec=config.spec,
+        sampler=config.sample.sampler,
+        guidance=config.sample.guidance,
+        precision=config.sample.precision,
+        labels_withheld=config.labels_withheld,
+    )
+    return description.model_dump(mode="json", exclude={"inpaint", "weights", "classifier"})
 
 
 def posthoc_average(run: Run) -> PostHocAverage | None:
