@@ -8,6 +8,7 @@ the stages after it by the digest of the images themselves.
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
@@ -30,6 +31,10 @@ from .shard_cache import ShardCacheConfig
 from .shard_images import ShardFormat
 from .shard_index import MANIFEST, ShardIndex
 from .source_images import SourceImages, images_in_memory
+
+_MAX_CHARACTERS = 100_000_000  # of the names of all tars: a million of a hundred each
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
 Fingerprint = dict[str, Any]
 """JSON-able, cheap, equal for equal content: of files their names, sizes and times, without reading them."""
@@ -281,11 +286,25 @@ def locations(urls: Iterable[str], where: str) -> list[str]:
 
 def expanded(urls: Iterable[str]) -> list[str]:
     """Each URL that the braces stand for. ValueError for one that webdataset would run as a shell command."""
+    for pattern in urls:
+        if (most := _most(pattern)) * len(pattern) > _MAX_CHARACTERS:
+            raise ValueError(f"{pattern[:60]}: its braces stand for up to {most:,} names; list fewer, or use a glob")
     found = [url for pattern in urls for url in braceexpand(pattern)]
     for url in found:
         if url.lstrip().startswith("pipe:"):
             raise ValueError(f"{url}: a command, which is never run; give the tars' own paths or s3, gs, http URLs")
     return found
+
+
+def _most(pattern: str) -> int:
+    """No fewer names than the braces stand for: the product of all their choices, though some of them add up."""
+    most = 1
+    while groups := _BRACES.findall(pattern):
+        for group in groups:
+            ends = _RANGE.match(group)
+            most *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else group.count(",") + 1
+        pattern = _BRACES.sub("", pattern)
+    return most
 
 
 Source = Annotated[
