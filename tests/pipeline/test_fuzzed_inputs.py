@@ -1,11 +1,10 @@
 """Inputs that are changed at random, byte by byte and piece by piece: each is refused, or means what it says.
 
-A run of `make test` tries a few thousand, the same ones each time; FUZZ_S=300 goes on for so many seconds with new ones.
-How many were tried, and what became of them, is printed (`pytest -s`). Whatever is raised but our own errors, and an
-input that takes longer than its time, fails the test and leaves the input in the test's folder.
+`make test` tries a few thousand, the same ones each time; with FUZZ_S=300 each test goes on for so many seconds with
+new ones. How many were tried, and what became of them, is printed (`pytest -s`). Whatever is raised but our own errors,
+and an input that takes longer than its time, fails the test and leaves the input in the test's folder.
 """
 
-import faulthandler
 import hashlib
 import io
 import os
@@ -14,7 +13,7 @@ import signal
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from pipeline.config import Config
 from pipeline.configfile import dump, load
 from pipeline.errors import ConfigError, DataError
 from pipeline.reader import ShardReader
+from pipeline.shard_cache import DEFAULT
 from pipeline.shard_images import encode
 from pipeline.shard_index import MANIFEST, ShardIndex
 from pipeline.shards import Tars, index_tars
-from pipeline.shard_cache import DEFAULT
 from pipeline.tar_members import read_samples
 
 SECONDS = float(os.environ.get("FUZZ_S", "0"))
@@ -156,7 +155,8 @@ def test_a_changed_tar_is_refused_or_holds_what_its_index_says(tmp_path: Path) -
             assert len(images) == index.count("train") == len(samples)
         outcomes["accepted"] += 1
     tried("tar", outcomes)
-    assert outcomes["accepted"] and outcomes["refused"]
+    assert outcomes["accepted"]
+    assert outcomes["refused"]
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["as it is", "with a manifest that tells of the change"])
@@ -206,43 +206,98 @@ def test_a_changed_index_is_refused_or_reads_as_before(tmp_path: Path, told: boo
     assert outcomes["refused"]
 
 
-YAML_PIECES = tuple(
-    piece.encode("utf-8", "surrogatepass")
-    for piece in (
-        ": ", "- ", "? ", "{", "}", "[", "]", "&a ", "*a", "!!python/object:os.system ", "!!binary ", "<<: *a", "|\n", ">\n",
-        "---\n", "...\n", "%YAML 9.9\n", "%TAG ! a\n", '"\\U00110000"', '"\\ud800"', '"\\0"', "\u2028", "\x85", "\ufeff", "\t", "#",
-        "1e999", ".nan", "nan", "inf", "-1", "0", "9" * 30, "9" * 400, "9" * 5_000, "1e308", "1e-320", "null", "true", "~", "010",
-        "kind: ", "ddim", "[[[[[[[[", "{a: " * 40, "[&b [*b]]", "'", '"', "\r", "{0..999999999}", "train:\n", "\ud800",
-    )
-)  # fmt: skip
+# Pieces of YAML, and values that a careless reader would take for something else or choke on.
+MARKS = [
+    ": ",
+    "- ",
+    "? ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "&a ",
+    "*a",
+    "!!python/object:os.system ",
+    "!!binary ",
+    "<<: *a",
+    ">\n",
+    "---\n",
+    "...\n",
+    "%YAML 9.9\n",
+    "%TAG ! a\n",
+    "\t",
+    "#",
+    "'",
+    '"',
+    "\r",
+]
+VALUES = [
+    r'"\U00110000"',
+    r'"\ud800"',
+    r'"\0"',
+    r"1e999",
+    r".nan",
+    r"nan",
+    r"inf",
+    r"-1",
+    r"0",
+    r"1",
+    r"7",
+    r"8",
+    r"32",
+    r"1000",
+    r"1e308",
+    r"1e-320",
+    r"null",
+    r"true",
+    r"~",
+    r"010",
+    r"[&b [*b]]",
+    r"[1, 2]",
+    r"{}",
+    r"{kind: ddim}",
+    r"text",
+]
+LARGE = ("9" * 30, "9" * 400, "9" * 5_000, "{a: " * 40, "{0..999999999}")
+YAML_PIECES = (*MARKS, *VALUES, *LARGE, "|\n")
+YAML_BYTES = (*(piece.encode() for piece in (*YAML_PIECES, "\u2028", "\x85", "\ufeff")), b"\xed\xa0\x80", b"\xff")
+
+
+def revalued(run: bytes, draw: random.Random) -> bytes:
+    """The run file with another value on some of its lines, which mostly leaves it YAML."""
+    lines = run.decode().splitlines()
+    for _ in range(draw.choice((1, 1, 2))):
+        at = draw.randrange(len(lines))
+        key, colon, _ = lines[at].partition(": ")
+        lines[at] = f"{key}{colon}{draw.choice((*VALUES, *LARGE[:3]))}"
+    return "\n".join(lines).encode()
 
 
 def test_a_changed_run_file_is_refused_or_its_dump_loads_back_equal(tmp_path: Path) -> None:
     runs = [run.read_bytes() for run in sorted((Path(pipeline.__file__).parent / "runs").glob("*.yaml"))]
     file, outcomes = tmp_path / "run.yaml", Counter[str]()
     for draw in inputs(600):
-        file.write_bytes(changed(draw.choice(runs), draw, YAML_PIECES))
+        run = draw.choice(runs)
+        file.write_bytes(revalued(run, draw) if draw.random() < 0.5 else changed(run, draw, YAML_BYTES))
         overrides = [override(draw) for _ in range(draw.choice((0, 0, 1, 3)))]
         with limited():
             try:
                 config = load(file, overrides, Config)
-            except ConfigError as error:
-                assert str(error)
+            except ConfigError:
                 outcomes["refused"] += 1
                 continue
             file.write_text(dump(config), encoding="utf-8")
             assert load(file, [], Config) == config
         outcomes["accepted"] += 1
     tried("run file", outcomes)
-    assert outcomes["accepted"] and outcomes["refused"]
+    assert outcomes["accepted"]
+    assert outcomes["refused"]
 
 
 def override(draw: random.Random) -> str:
-    """An argument `section.key=value`, mostly of a key that there is."""
+    """An argument `section.key=value`, often of a key that there is."""
     section = draw.choice(
-        ["train", "sample", "data", "network", "path", "cluster", "evaluate", "sample.sampler", "x", ""]
+        ("", "train.", "sample.", "data.", "network.", "cluster.", "evaluate.", "sample.sampler.", "x.")
     )
-    fields = [key for name, field in Config.model_fields.items() for key in [name] if field is not None]
-    key = draw.choice(["images", "steps", "kind", "batch_size", "image_size", "seed", "source", *fields])
-    value = draw.choice(YAML_PIECES).decode("utf-8", "replace")
-    return f"{section}.{key}={value}"
+    key = draw.choice(("images", "steps", "kind", "batch_size", "image_size", "seed", "source", *Config.model_fields))
+    return f"{section}{key}={draw.choice(YAML_PIECES)}"
