@@ -1,9 +1,11 @@
 """An MLflow store of each test module's own, a run in it for each test, and a folder behind a real HTTP server."""
 
 import functools
+import gc
 import http.server
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,20 +38,22 @@ def head() -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-def _started(attempts: int = 3) -> Nodes:
-    """Ray gives a node 30 s to start, which a busy machine may need."""
+def _started() -> Nodes:
+    """Ray gives a node 30 s to start, which a busy machine may need: there are three attempts."""
     node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 1024**2}
     before = psutil.Process().children(recursive=True)
-    try:
-        return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
-    except Exception:
-        left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    for _ in range(2):
+        try:
+            return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
+        except Exception:  # Ray's own, or none of its own, wherever it was in starting
+            left = [child for child in psutil.Process().children(recursive=True) if child not in before]
         for child in left:
             child.kill()
         psutil.wait_procs(left, timeout=10)
-        if attempts == 1:
-            raise
-        return _started(attempts - 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of what Ray has started and not waited for
+            gc.collect()
+    return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
 
 
 @pytest.fixture

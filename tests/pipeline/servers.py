@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +96,7 @@ def postgres(programs: Path) -> Iterator[str]:
         options = ["-c", f"unix_socket_directories={name}", "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         command = [str(programs / "postgres"), "-D", f"{name}/data", "-p", str(port), *options]
         with _started(command, folder, dict(os.environ), lambda: _accepts(port), **user):
-            yield f"postgresql://mlflow:{password}@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{port}/postgres"
 
 
 def _accepts(port: int) -> bool:
@@ -121,5 +121,6 @@ def _started(
         assert process.poll() is None, (folder / "server.log").read_text()
         yield
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it did not start
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -106,6 +106,14 @@ def test_what_is_pruned_is_what_no_alias_and_no_other_run_needs(
         assert picture.exists()
 
 
+def test_a_version_is_promoted_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(folder, "promote", "models:/night@candidate", "--because", "for the demo") == 0
+    assert aliases_of(folder) == {"candidate": 3, "champion": 3, "previous": 1}
+    capsys.readouterr()
+    verb(folder, "history", "night")
+    assert re.search(r" 3 +1 +for the demo$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_killed_night_goes_on_and_a_second_one_at_the_same_time_says_why_not(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
