@@ -3,7 +3,7 @@
 import gzip
 import math
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ def _read_npz(file: BinaryIO, path: Path, key: str) -> npt.NDArray[Any]:
         return np.asarray(arrays[key])
 
 
-def _read_idx(file: IO[bytes], path: Path) -> npt.NDArray[np.uint8]:
+def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path) -> npt.NDArray[np.uint8]:
     """IDX: two zero bytes, a type code, the number of axes, their lengths as big-endian int32, the values.
 
     A gzipped one is not unpacked beyond what its header asks for: a few bytes can stand for very many.
