@@ -23,7 +23,7 @@ class ADMUNet(AttentiveUNetConfig):
     """U-Net with multi-head attention, scale-shift norm and resampling blocks. Dhariwal & Nichol 2021, section 3."""
 
     kind: Literal["adm_unet"] = "adm_unet"
-    blocks_per_level: int = Field(3, ge=1)
+    blocks_per_level: int = Field(3, ge=1, le=100)
     """Residual blocks of each level on the way down; one more on the way up."""
     attention_sizes: tuple[int, ...] = (16, 8)
     """Side lengths, in pixels, of the feature maps that get self-attention; the middle block always has it."""

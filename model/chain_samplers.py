@@ -51,7 +51,7 @@ class Ancestral(ReverseChain):
 
     order: ClassVar[int] = 1
     kind: Literal["ancestral"] = "ancestral"
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=100_000)
     """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
 
 
@@ -96,9 +96,9 @@ class PredictorCorrector(GridSampler):
 
     order: ClassVar[int] = 1
     kind: Literal["predictor_corrector"] = "predictor_corrector"
-    steps: int = Field(500, ge=1)
+    steps: int = Field(500, ge=1, le=100_000)
     """Number of times, with 1 + corrector_steps evaluations of the network at each; at most T on a path of T steps."""
-    corrector_steps: int = Field(1, ge=0)
+    corrector_steps: int = Field(1, ge=0, le=1_000)
     """Langevin steps at each time."""
     snr: float = Field(0.16, gt=0, lt=1)
     """Ratio of the score's to the noise's norm in a Langevin step; Song et al. tune 0.01 to 0.2."""

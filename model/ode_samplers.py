@@ -87,7 +87,7 @@ class Heun(_EDMSampler):
 
     order: ClassVar[int] = 2
     kind: Literal["heun"] = "heun"
-    steps: int = Field(18, ge=1)
+    steps: int = Field(18, ge=1, le=100_000)
     """Number of steps, with two evaluations of the network each, but for the last; at most T on a path of T steps."""
 
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature

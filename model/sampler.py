@@ -106,7 +106,7 @@ class SamplerBase(Record):
 class GridSampler(SamplerBase):
     """A sampler that steps from point to point of a grid, and from its last point to the data."""
 
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=100_000)
     """Number of steps; at most T on a path of T steps."""
     grid: Grid = "uniform"
     """Where the steps lie. Even in t: uniform, trailing, leading, linspace; denser near the data: quadratic, the DDIM

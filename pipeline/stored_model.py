@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from .errors import ConfigError
 from .files import read_json
 from .mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
 from .model_uri import ModelURI
+from .yamltext import read_yaml
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -224,13 +224,21 @@ def _downloaded(name: str, uri: str, key: str, timeout_s: float, folder: Path) -
 def _files_in(folder: Path, name: str) -> _Files:
     """The places that MLflow's own `MLmodel` lists. ConfigError where these are not a model of ours."""
     try:
-        listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
-        artifacts: Mapping[str, Path] = {key: folder / place["path"] for key, place in listed.items()}
+        told: Any = read_yaml((folder / "MLmodel").read_text()).value
+        listed = told["flavors"]["python_function"]["artifacts"]
+        artifacts: Mapping[str, Path] = {key: _within(folder, place["path"]) for key, place in listed.items()}
         return _Files(name, artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
-    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         raise ConfigError(
             f"{name}: no model of this pipeline, which would list its description and weights; name another version"
         ) from None
+
+
+def _within(folder: Path, place: str) -> Path:
+    """The file at this place. ValueError where that leads out of the folder: who wrote the list may lie."""
+    if not (folder / place).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{place} is outside")
+    return folder / place
 
 
 def _read(description: Path) -> dict[str, Any]:
@@ -238,7 +246,7 @@ def _read(description: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = read_json(description)
         found = told.get("format")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{description}: not a model's description ({error}); run the pipeline again") from None
     if found not in _READ:
         raise ConfigError(
@@ -277,10 +285,11 @@ def _placed(description: Path, found: Path | None, relative: str | None, what: s
 
 def _filled(build: Any, file: Path, device: torch.device) -> nn.Module:
     """A network with the weights of the file. ConfigError where they are another network's."""
+    weights = read_weights(file)
+    with torch.device("meta"):  # first without memory, of which a description may promise any amount
+        check_weights(weights, build(), str(file), f"that {DESCRIPTION} describes")
     with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
         network: nn.Module = build()
-    weights = read_weights(file)
-    check_weights(weights, network, str(file), f"that {DESCRIPTION} describes")
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
 

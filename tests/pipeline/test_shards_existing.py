@@ -256,6 +256,12 @@ def test_a_member_too_large_for_any_image_is_refused_unread(tmp_path: Path) -> N
         read_samples(tmp_path / "a.tar")
 
 
+@pytest.mark.parametrize("url", ["{0..9999999999}.tar", "{a,b}" * 40, "{{a},b}" * 40])
+def test_braces_that_stand_for_more_names_than_memory_holds_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"its braces stand for up to [\d,]+ names; list fewer, or use a glob"):
+        Shards(urls=(url,))
+
+
 @pytest.mark.parametrize("url", ["pipe:cat a.tar", "pipe:curl http://host/a.tar", "{a.tar,pipe:cat a.tar}", " pipe:x"])
 def test_a_command_in_place_of_a_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"pipe:.*: a command, which is never run; give the tars' own paths"):
