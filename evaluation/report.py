@@ -11,7 +11,6 @@ from PIL import Image
 
 MOST_PIXELS = 2000
 """Width beyond which a picture is made smaller: twice the page's, for displays of small pixels."""
-_WIDE = 1.5  # times as wide as high: on a phone to be scrolled rather than shrunk
 
 _PAGE = Template("""\
 <!doctype html>
@@ -31,7 +30,7 @@ main { max-width: 960px; margin: 0 auto; padding: 2rem 1rem 4rem; }
 h1 { font-size: 1.25rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 0.25rem; }
 p { max-width: 44rem; margin: 0 0 0.75rem; color: var(--faint); }
-p.score { margin: 0.25rem 0; font-size: 1.75rem; line-height: 1.25; color: var(--ink); }
+p.score { margin: 0.25rem 0; font-size: 1.75rem; line-height: 1.25; text-wrap: balance; color: var(--ink); }
 .scrolled { overflow-x: auto; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
@@ -40,8 +39,10 @@ th { font-weight: 400; color: var(--faint); white-space: nowrap; }
 td { min-width: 6.5rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; font-size: 0.8rem; }
 @media (max-width: 700px) {
-  img.wide { max-width: none; width: 40rem; }
+  img.chart { max-width: none; width: 40rem; }
+  th, td { padding-right: 0.75rem; }
   th { white-space: normal; }
+  td { min-width: 4.5rem; }
 }
 </style>
 </head>
@@ -63,6 +64,8 @@ class Picture:
 
     png: bytes
     alt: str
+    chart: bool = False
+    """It has words and figures to read: on a phone it is scrolled rather than shrunk."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ def _image(picture: Picture) -> str:
             opened.save(smaller, "PNG")
             png = smaller.getvalue()
         width, height = opened.size
-    wide = ' class="wide"' if width > _WIDE * height else ""
+    chart = ' class="chart"' if picture.chart else ""
     source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    shown = f'<img{wide} width="{width}" height="{height}" alt="{escape(picture.alt)}" src="{source}">'
+    shown = f'<img{chart} width="{width}" height="{height}" alt="{escape(picture.alt)}" src="{source}">'
     return f'<div class="scrolled">{shown}</div>'
 
 

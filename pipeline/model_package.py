@@ -14,6 +14,7 @@ import model
 
 from .code_version import code_version, environment
 from .mlflow_store import redacted
+from .tracking import flatten
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -135,18 +136,15 @@ def card(package: ModelPackage) -> str:
         for name, value in package.scores.items()
     )
     primary = f"{package.primary_score} {_figure(package.scores[package.primary_score])}"
-    return f"""**{primary}**; {size} x {size} {colour} images, {trained}.
+    protocol = "; ".join(f"{name} {value}" for name, value in flatten(package.protocol).items())
+    return f"""{primary}; {size} x {size} {colour} images, {trained}.
 
 | score | value |
 |---|---|
 {scores}
 
 **{package.primary_score}** decides, lower is better. Scores compare only under one protocol, this one
-being `{package.protocol_digest[:12]}`:
-
-```json
-{json.dumps(package.protocol, indent=2, default=dict)}
-```
+being `{package.protocol_digest[:12]}`: {protocol}.
 
 Data `{package.data_digest[:12]}`, {code_version()}. Configuration, scores, pictures, environment and report are files
 of the model.

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .registry import DECISION_TAG, PRIMARY_TAG, PROTOCOL_TAG, moment_of, moves, standing
+from .registry import CHAMPION, DECISION_TAG, PRIMARY_TAG, PROTOCOL_TAG, aliases_of, moment_of, moves, standing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,14 +35,15 @@ def night_points(client: "MlflowClient", name: str) -> tuple[list["NightPoint"],
     judged = [each for each in found if {DECISION_TAG, PROTOCOL_TAG, PRIMARY_TAG} <= each.tags.keys()][-_MOST:]
     score = judged[-1].tags[PRIMARY_TAG] if judged else ""
     shown = [each for each in judged if each.tags[PRIMARY_TAG] == score]
-    changes = moves(client, name)
-    moments, champions = list(changes), [move["version"] for move in changes.values()]
+    there, changes = {int(each.version) for each in found}, moves(client, name)
+    moments, champions = list(changes), [move["before"] for move in changes.values()]
+    champions.append(aliases_of(client, name).get(CHAMPION))  # the one after all changes
     ends = [bisect_right(moments, moment_of(after.creation_timestamp / 1000)) for after in shown[1:]] + [len(moments)]
     points = []
     for version, moved in zip(shown, ends, strict=True):
         protocol = version.tags[PROTOCOL_TAG]
         own = standing(client, name, int(version.version), protocol)
-        held = standing(client, name, champions[moved - 1], protocol) if moved else None
+        held = standing(client, name, champions[moved], protocol) if champions[moved] in there else None
         points.append(
             NightPoint(
                 int(version.version),

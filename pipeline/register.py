@@ -13,6 +13,7 @@ from .report import write_report
 from .run_pictures import draw_pictures
 from .stage import Facts, Run, Stage
 from .stored_model import DESCRIPTION
+from .summary import measured
 from .trained_model import ModelFolders, described
 
 CONFIG = "config.yaml"
@@ -54,6 +55,8 @@ class Register(Stage):
         run.tracked.log_files(package.pictures, "pictures")
         wanted = run.config.register_
         registered = register(run.tracked, package, wanted.model_name, wanted.gate)
+        facts = measured(run) | {"verdict": registered.verdict}
+        run.tracked.describe("\n".join(f"- **{name}**: {fact}" for name, fact in facts.items()))
         return {
             "model_name": registered.name,
             "model_version": registered.version,

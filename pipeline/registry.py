@@ -37,8 +37,8 @@ DECISION_TAG = "decision"
 _RESCORED_TAG = "scores."
 """And the first characters of a protocol's digest: what the version scored when it was scored again under that."""
 _MOVED_TAG = "champion."
-"""And a time and a version: how the champion changed then, on the registered model."""
-_MOVED = re.compile(re.escape(_MOVED_TAG) + r"(\d{4}-\d\d-\d\dT[\d:.]+Z.*)")
+"""And a time: the version became champion then, and why."""
+_MOVED = re.compile(re.escape(_MOVED_TAG) + r"(\d{4}-\d\d-\d\dT[\d:.]+Z)")
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate
         version = _version_of(client, model_name, package.run_key)
         version = version or _create_version(run, package, model_name)
         if VERDICT_TAG not in version.tags:
+            _name_on_logged_model(client, version)
             _decide(client, package, version, gate)
         return _as_stored(client, model_name, int(version.version))
 
 
 def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion", gate: Gate) -> None:
     name, number = version.name, int(version.version)
-    new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
+    new = Standing(package.primary_score, package.scores, version=number, protocol_digest=package.protocol_digest)
     _move_candidate(client, name)
     while True:
         seen = moves(client, name).keys()
@@ -107,18 +108,26 @@ def _move_candidate(client: "MlflowClient", name: str) -> None:
 def standing(client: "MlflowClient", name: str, number: int, protocol_digest: str) -> Standing | None:
     """How a version scored under this protocol; None: it was not scored under it."""
     version = client.get_model_version(name, str(number))
-    if version.tags.get(PROTOCOL_TAG) == protocol_digest and (scores := _scores_of(client, version)) is not None:
-        return Standing(number, protocol_digest, version.tags.get(PRIMARY_TAG, "no score"), scores)
+    if version.tags.get(PROTOCOL_TAG) == protocol_digest and (scores := scores_of(client, version)) is not None:
+        primary = version.tags.get(PRIMARY_TAG, "no score")
+        return Standing(primary, scores, version=number, protocol_digest=protocol_digest)
     rescored = version.tags.get(_rescored_tag(protocol_digest))
-    return Standing(number, protocol_digest, **json.loads(rescored)) if rescored else None
+    if not rescored:
+        return None
+    return Standing(**json.loads(rescored), version=number, protocol_digest=protocol_digest)
 
 
-def _scores_of(client: "MlflowClient", version: "ModelVersion") -> dict[str, float] | None:
+def logged_model_of(version: "ModelVersion") -> str:
+    """Id of the MLflow model with the files and the scores."""
+    return str(version.source).removeprefix("models:/")
+
+
+def scores_of(client: "MlflowClient", version: "ModelVersion") -> dict[str, float] | None:
     """Those it was registered with, which are on its logged model; None: somebody has deleted that."""
     from mlflow.exceptions import MlflowException
 
     try:
-        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
+        metrics = client.get_logged_model(logged_model_of(version)).metrics or []
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -148,7 +157,7 @@ def move_champion(client: "MlflowClient", name: str, number: int, why: str) -> i
     if before == number:
         return before
     event = json.dumps({"version": number, "before": before, "why": why})
-    client.set_registered_model_tag(name, f"{_MOVED_TAG}{moment_of(time.time())}.{number}", event)
+    client.set_model_version_tag(name, str(number), f"{_MOVED_TAG}{moment_of(time.time())}", event)
     replaced = aliases_of(client, name).get(CHAMPION)
     if replaced not in (None, number):
         client.set_registered_model_alias(name, PREVIOUS, str(replaced))
@@ -162,10 +171,17 @@ def moment_of(unix_s: float) -> str:
 
 
 def moves(client: "MlflowClient", name: str) -> dict[str, dict[str, Any]]:
-    """By their times, oldest first, all changes of the champion: to which `version`, from which `before`, and `why`."""
-    tags = client.get_registered_model(name).tags
-    found = {match[1]: value for key, value in tags.items() if (match := _MOVED.fullmatch(key))}
-    return {moment: json.loads(found[moment]) for moment in sorted(found)}
+    """By their times, oldest first, changes of the champion: to which `version`, from which `before`, and `why`.
+
+    They are kept with the versions, and so those to a version that was deleted are not known any more.
+    """
+    found = {
+        f"{match[1]} {version.version}": json.loads(value)
+        for version in client.search_model_versions(f"name = '{name}'")
+        for key, value in version.tags.items()
+        if (match := _MOVED.fullmatch(key))
+    }
+    return dict(sorted(found.items()))
 
 
 def _rescored_tag(protocol_digest: str) -> str:
@@ -198,18 +214,26 @@ def _version_of(client: "MlflowClient", name: str, run_key: str) -> "ModelVersio
 def _create_version(run: TrackedRun, package: ModelPackage, name: str) -> "ModelVersion":
     model_id = _logged_model(run, package, name)
     score = package.scores.get(package.primary_score)
-    tags = {
-        _RUN_KEY_TAG: package.run_key,
-        PROTOCOL_TAG: package.protocol_digest,
+    tags = {  # the UI shows them in this order
         PRIMARY_TAG: package.primary_score,
         _VALUE_TAG: repr(score) if score is not None and math.isfinite(score) else "nan",
-        "data_digest": package.data_digest,
         "trained_images": str(package.trained_images),
+        "data_digest": package.data_digest,
+        PROTOCOL_TAG: package.protocol_digest,
+        _RUN_KEY_TAG: package.run_key,
     }
     with default_store(run.uri):
         return run.client.create_model_version(
             name, f"models:/{model_id}", run.run_id, tags, description=card(package), model_id=model_id
         )
+
+
+def _name_on_logged_model(client: "MlflowClient", version: "ModelVersion") -> None:
+    """So that its page links to the version; done by `mlflow.register_model` and by a server, not by MlflowClient."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    named = json.dumps([{"name": version.name, "version": version.version}])
+    client.set_logged_model_tags(str(version.source).removeprefix("models:/"), {MLFLOW_MODEL_VERSIONS: named})
 
 
 def _logged_model(run: TrackedRun, package: ModelPackage, name: str) -> str:
@@ -245,7 +269,7 @@ def _link(run: TrackedRun, package: ModelPackage, model_id: str) -> None:
 
 
 def _about(name: str) -> str:
-    return f"""A diffusion model that turns integers into images.
+    return f"""A diffusion model that turns integers into images, each of which depends on its integer alone.
 
 `champion` is the version to use: better than the champion before it by more than chance, under one evaluation protocol.
 `previous` is that one before, `candidate` the newest version.
@@ -253,6 +277,6 @@ def _about(name: str) -> str:
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-images = model.predict({{"seed": [0, 1, 2]}})  # uint8 [3, H, W, C]; image i depends on row i alone
+images = model.predict({{"seed": [0, 1, 2]}})  # uint8 [3, H, W, C]
 ```
 """

@@ -20,6 +20,7 @@ class _Caption(NamedTuple):
     heading: str
     text: str
     alt: str
+    chart: bool = False
 
 
 def write_report(run: Run, pictures: Sequence[Path], config: Path) -> Path:
@@ -63,7 +64,7 @@ def _reference(run: Run, protocol: Any) -> str:
         return f"the statistics in {run.config.evaluate.statistics.name}"
     reference, frozen = protocol["reference"], run.config.evaluate.frozen
     source = f"the frozen set {reference['data_digest'][:12]}" if frozen else run.config.data.source.kind
-    return f"{reference['images']:,} {reference['split']} images of {source}"
+    return f"{reference['images']:,} training images of {source}"
 
 
 def _value(scores: dict[str, float | None], name: str) -> str:
@@ -76,9 +77,9 @@ def _value(scores: dict[str, float | None], name: str) -> str:
 
 def _pictured(run: Run, pictures: Sequence[Path]) -> Iterator[Section]:
     drawn = {picture.stem: picture for picture in pictures}
-    for name, (heading, text, alt) in _captions(run).items():
+    for name, (heading, text, alt, chart) in _captions(run).items():
         if name in drawn:
-            yield Section(heading, text, Picture(drawn[name].read_bytes(), alt))
+            yield Section(heading, text, Picture(drawn[name].read_bytes(), alt, chart))
 
 
 def _captions(run: Run) -> dict[str, _Caption]:
@@ -126,23 +127,32 @@ def _captions(run: Run) -> dict[str, _Caption]:
             "The path",
             f"What {path} leaves of an image over time.",
             "Plots of alpha_bar and of the signal-to-noise ratio over t",
+            chart=True,
         ),
         "loss": _Caption(
-            "Training loss", "Over the images seen, repeats counted.", "Plot of the loss over images seen"
+            "Training loss",
+            "Over the images seen, repeats counted.",
+            "Plot of the loss over images seen",
+            chart=True,
         ),
         "score": _Caption(
             "Score over the training",
             f"Of {run.config.evaluate.curve_images:,} images from each average that was kept at a checkpoint: so few "
             "score higher than the samples above.",
             "Plot of the score over images seen",
+            chart=True,
         ),
         "bound_terms": _Caption(
-            "The variational bound", "Its terms, step by step.", "Plot of the terms of the bound over their steps"
+            "The variational bound",
+            "Its terms, step by step.",
+            "Plot of the terms of the bound over their steps",
+            chart=True,
         ),
         "rate_distortion": _Caption(
             "Rate and distortion",
             "What a receiver makes of an image while it arrives.",
             "Plot of the distortion over the rate",
+            chart=True,
         ),
     }
 

@@ -156,7 +156,7 @@ class Progress:
 
     def __str__(self) -> str:
         facts = [f"{self.done:,} of {count(self.total, self._unit)}" if self.total else count(self.done, self._unit)]
-        facts += [f"{name} {value:.4g}" for name, value in self._measures.items()]
+        facts += [f"{name} {value:#.4g}" for name, value in self._measures.items()]
         if self.per_second > 0:
             facts.append(rate(self.per_second, self._unit))
             if self.done < self.total:
@@ -200,7 +200,7 @@ class Terminal:
         if self.console.is_interactive:
             columns = TextColumn(" "), BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False)
             with LiveBar(*columns, console=self.console) as bar:
-                task = bar.add_task("", total=total or None)
+                task = bar.add_task("starting", total=None)
                 yield Progress(total, unit, self._clock, partial(_show_live, bar, task))
             return
         lines = _LogLines(self._line, self._clock)

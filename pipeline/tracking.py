@@ -25,7 +25,8 @@ _TOKEN_TAG = "pipeline.token"
 _OPENING_S = 300.0  # longest wait for another process that is opening the same
 _MAX_PARAM_CHARACTERS = 6000  # MLflow's own limit, beyond which it cuts without saying so
 _MAX_PARAMS = 100  # of one log_batch
-_MAX_DIGEST_CHARACTERS = 36
+_DIGEST_CHARACTERS = 12  # as in the version's card; MLflow's columns show no more, and it takes at most 36
+_ABOUT = {"mlflow.experimentKind": "custom_model_development"}  # else its UI opens on chats, judges and prompts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TrackedRun:
 
         dataset = Dataset(
             name=name,
-            digest=digest[:_MAX_DIGEST_CHARACTERS],
+            digest=digest[:_DIGEST_CHARACTERS],
             source_type="local",
             source=json.dumps({"uri": redacted(source)}),
             profile=json.dumps({f"{split}_images": count for split, count in images.items()}),
@@ -70,6 +71,14 @@ class TrackedRun:
         for path in paths:
             with reported(f"upload {path.name}", self.uri):
                 self.client.log_artifact(self.run_id, str(path), folder)
+
+    def describe(self, text: str) -> None:
+        """What the UI shows as the run's description, Markdown; one that is there, perhaps a person's, stays."""
+        from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+        with reported("describe the run", self.uri):
+            if MLFLOW_RUN_NOTE not in self.client.get_run(self.run_id).data.tags:
+                self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
 
     def finish(self, status: RunStatus) -> None:
         """Marks the run as ended."""
@@ -129,7 +138,7 @@ def _experiment(client: "MlflowClient", uri: str, name: str, folder: Path) -> st
 
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(uri, folder)))
+            return str(client.create_experiment(name, artifact_location(uri, folder), _ABOUT))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process, meanwhile
                 raise

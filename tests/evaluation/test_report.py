@@ -77,12 +77,12 @@ def test_the_page_refers_to_nothing_outside_itself() -> None:
     assert not re.search(r"https?://|url\(|@import", html)
 
 
-@pytest.mark.parametrize(("width", "wide"), [(300, "wide"), (100, None)])
-def test_pictures_are_inside_with_their_pixels_and_their_size(width: int, wide: str | None) -> None:
-    original = png(width, 100)
-    (image,) = Read(page("run", "", "", [Section("one", picture=Picture(original, "what it shows"))])).of("img")
-    assert (image["width"], image["height"], image["alt"]) == (str(width), "100", "what it shows")
-    assert image.get("class") == wide
+@pytest.mark.parametrize(("chart", "kind"), [(True, "chart"), (False, None)])
+def test_pictures_are_inside_with_their_pixels_and_their_size(chart: bool, kind: str | None) -> None:
+    original = png(300, 100)
+    (image,) = Read(page("run", "", "", [Section("one", picture=Picture(original, "what it shows", chart))])).of("img")
+    assert (image["width"], image["height"], image["alt"]) == ("300", "100", "what it shows")
+    assert image.get("class") == kind
     np.testing.assert_array_equal(np.asarray(decoded(image)), np.asarray(Image.open(io.BytesIO(original))))
 
 

@@ -139,6 +139,7 @@ def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Un
     for name in ("compute_share", "flop_per_s", "matmul_fraction"):
         assert len(client.get_metric_history(tracked.info.run_id, name)) == 10
     assert tracked.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert "- **verdict**: version 1 is the first champion" in tracked.data.tags["mlflow.note.content"]
     pictures = {artifact.path for artifact in client.list_artifacts(tracked.info.run_id, "pictures")}
     drawn = "samples", "classes", "closest", "interpolation", "denoising", "noising", "path", "loss"
     assert {f"pictures/{name}.png" for name in drawn} <= pictures

@@ -127,7 +127,7 @@ def test_a_version_says_what_it_is(run: TrackedRun, package: ModelPackage, name:
     assert (version.tags["primary_score"], version.tags["primary_score_value"]) == ("fid_classifier", "27.0")
     assert "| **fid_classifier** | 27 |" in version.description
     assert "| fid_768 | not available |" in version.description
-    assert '"kind": "classifier"' in version.description
+    assert "`pppppppppppp`: images 360; extractor.kind classifier." in version.description
     assert "8 x 8 grey images, trained on 1,000,000" in version.description
     assert f'load_model("models:/{name}@champion")' in run.client.get_registered_model(name).description
 
@@ -144,6 +144,7 @@ def test_the_scores_are_on_the_model_and_the_model_on_its_run(
     }
     [output] = run.client.get_run(run.run_id).outputs.model_outputs
     assert output.model_id == logged.model_id
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": name, "version": 1}]
 
 
 def test_a_score_that_is_not_finite_is_registered_and_never_wins(
@@ -162,7 +163,9 @@ def test_a_version_of_another_protocol_is_compared_once_the_champion_was_scored_
     other = "q" * 64
     unlike = register(run, night(package, "b", 1.0, protocol_digest=other), name, GATE)
     assert unlike.verdict == ("version 1 stays champion: version 1 was not scored under the protocol of version 2")
-    again = Standing(1, other, "fid_classifier", {"fid_classifier": 30.0, "fid_classifier_se": 0.5})
+    again = Standing(
+        "fid_classifier", {"fid_classifier": 30.0, "fid_classifier_se": 0.5}, version=1, protocol_digest=other
+    )
     add_scores(run.client, name, again)
     assert standing(run.client, name, 1, other) == again
     assert register(run, night(package, "c", 20.0, protocol_digest=other), name, GATE).verdict == (
@@ -211,14 +214,14 @@ def test_of_two_that_are_promoted_at_the_same_time_the_better_one_is_champion(
     from mlflow import MlflowClient
 
     register(run, night(package, "a", 27.0), name, GATE)
-    call = "set_registered_model_tag" if moment == "announcement" else "set_registered_model_alias"
+    call = "set_model_version_tag" if moment == "announcement" else "set_registered_model_alias"
     real, others = getattr(MlflowClient, call), list[Registered]()
 
-    def interrupted(client: Any, name: str, key: str, value: str) -> None:
-        if not others and (key == moment or moment == "announcement"):
+    def interrupted(client: Any, name: str, *what: str) -> None:
+        if not others and (moment in what or moment == "announcement"):
             others.append(Registered(name, 0, False, ""))
             others[0] = register(run, night(package, "c", meanwhile), name, GATE)
-        real(client, name, key, value)
+        real(client, name, *what)
 
     monkeypatch.setattr(MlflowClient, call, interrupted)
     this = register(run, night(package, "b", fid), name, GATE)
@@ -231,7 +234,7 @@ def test_of_two_that_are_promoted_at_the_same_time_the_better_one_is_champion(
 
 def test_a_tag_of_a_persons_own_is_no_change_of_the_champion(run: TrackedRun, package: ModelPackage, name: str) -> None:
     register(run, package, name, GATE)
-    run.client.set_registered_model_tag(name, "champion.of", "hearts")
+    run.client.set_model_version_tag(name, "1", "champion.of", "hearts")
     assert [move["version"] for move in moves(run.client, name).values()] == [1]
 
 
@@ -298,7 +301,7 @@ def test_the_plot_of_nights_follows_the_registry(
         register(run, night(package, key, fid), name, GATE)
     move_champion(run.client, name, 1, "by hand")
     again = {"fid_classifier": 40.0, "fid_classifier_se": 0.5}
-    add_scores(run.client, name, Standing(1, other, "fid_classifier", again))
+    add_scores(run.client, name, Standing("fid_classifier", again, version=1, protocol_digest=other))
     register(run, night(package, "d", 50.0, protocol_digest=other), name, GATE)
     register(run, night(package, "e", None, protocol_digest=other), name, GATE)
     points, score = night_points(run.client, name)
@@ -314,6 +317,14 @@ def test_the_plot_of_nights_follows_the_registry(
     assert [point.protocol[0] for point in points] == ["p", "p", "p", "q", "q"]
     assert draw_nights(run.client, name, tmp_path / "nights.png") == tmp_path / "nights.png"
     assert (tmp_path / "nights.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_champion_that_was_deleted_has_no_line_in_the_plot(run: TrackedRun, package: ModelPackage, name: str) -> None:
+    for key, fid in (("a", 27.0), ("b", 20.0), ("c", 22.0), ("d", 10.0)):
+        register(run, night(package, key, fid), name, GATE)
+    run.client.delete_model_version(name, "2")
+    points, _ = night_points(run.client, name)
+    assert [(point.version, point.champion_score) for point in points] == [(1, None), (3, None), (4, 10.0)]
 
 
 def test_where_no_version_has_a_score_there_is_no_plot(

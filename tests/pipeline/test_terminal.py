@@ -190,6 +190,12 @@ def test_what_a_resumed_run_tells_again_at_once_is_no_speed() -> None:
     assert str(progress) == "31,000 of 100,000 images, 100 images/s, 11 min 30 s left"
 
 
+def test_a_figure_keeps_its_width_where_its_last_digit_is_a_nought() -> None:
+    progress = Progress(1_000, "images", Clock(), show=lambda _: None)
+    progress.update(10, loss=0.189)
+    assert str(progress) == "10 of 1,000 images, loss 0.1890"
+
+
 def test_a_total_may_become_known_later() -> None:
     log = Log()
     with log.terminal.progress(0, "images") as progress:
@@ -283,6 +289,7 @@ def test_on_a_terminal_of_100_columns_progress_is_one_live_line_that_fits() -> N
     frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame) for frame in re.split(r"[\r\n]", written)]
     assert max(map(len, (frame for frame in frames if "images/s" in frame))) <= 100
     assert any(re.search(r"50,000,000 of 50,000,000 images, loss 0.03422", frame) for frame in frames)
+    assert next(frame for frame in frames if "━" in frame).endswith("━ starting")
     assert "\x1b[31m" not in on_a_terminal(NO_COLOR="1").replace("\x1b[1m", "")
 
 

@@ -48,6 +48,19 @@ def test_a_run_keeps_its_params_tags_and_name_and_hides_secrets(uri: str, tmp_pa
     assert uri not in repr(run)
 
 
+def test_an_experiment_is_one_of_machine_learning_to_mlflows_ui(uri: str, tmp_path: Path) -> None:
+    run = opened(uri, tmp_path)
+    tags = run.client.get_experiment(run.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_run_keeps_the_description_that_it_has(uri: str, tmp_path: Path) -> None:
+    run = opened(uri, tmp_path)
+    for text in ("- **fid**: 1.25", "- **fid**: 1.5"):
+        run.describe(text)
+    assert run.client.get_run(run.run_id).data.tags["mlflow.note.content"] == "- **fid**: 1.25"
+
+
 def test_the_same_folder_finds_its_run_again(uri: str, tmp_path: Path) -> None:
     first = opened(uri, tmp_path, workers="2")
     first.finish("KILLED")
@@ -94,7 +107,7 @@ def test_the_data_set_is_one_input_however_often_it_is_logged(uri: str, tmp_path
     for _ in range(2):
         run.log_inputs("digits", "f" * 64, "s3://key:secret@bucket/digits", {"train": 1437, "heldout": 360})
     [logged] = run.client.get_run(run.run_id).inputs.dataset_inputs
-    assert (logged.dataset.name, logged.dataset.digest) == ("digits", "f" * 36)
+    assert (logged.dataset.name, logged.dataset.digest) == ("digits", "f" * 12)
     assert json.loads(logged.dataset.source) == {"uri": "s3://***@bucket/digits"}
     assert json.loads(logged.dataset.profile) == {"train_images": 1437, "heldout_images": 360}
 
