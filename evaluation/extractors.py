@@ -23,6 +23,7 @@ from .errors import EvaluationError
 from .inception import Inception
 
 Extractor = Annotated[Classifier | Inception | DINOv2, Field(discriminator="kind")]
+"""One of them, told apart by `kind`."""
 
 INCEPTION_CLASSES = 1008
 

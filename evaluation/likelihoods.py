@@ -24,6 +24,7 @@ from model import (
     bits_per_dim,
     bits_per_dim_of_density,
     bound_noise,
+    clipped,
     dequantised,
     ode_log_likelihood,
     probe_signs,
@@ -31,7 +32,6 @@ from model import (
     to_unit_range,
     variational_bound,
 )
-from model.clipping import clipped
 
 Results = dict[str, NDArray[np.floating]]
 """What was measured, by name; the first axis of each is the images. `bits` are the bits/dim, float64 [N]."""
@@ -157,6 +157,7 @@ class ODELikelihood(_Likelihood):
 
 
 Likelihood = Annotated[VariationalBound | ODELikelihood, Field(discriminator="kind")]
+"""What to measure of real images: one of them, told apart by `kind`."""
 
 
 def check_likelihoods(likelihoods: Sequence[VariationalBound | ODELikelihood], spec: ModelSpec) -> None:

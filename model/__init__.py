@@ -6,6 +6,7 @@ from .adm_unet import ADMUNet
 from .augmentation import AUGMENT_LABELS, AUGMENT_NUMBERS, Augmentation
 from .bound import bits_per_dim, bits_per_dim_of_density, bound_term, prior_term
 from .chain_samplers import DDIM, Ancestral, PredictorCorrector
+from .clipping import clipped
 from .codec import Codec, IdentityCodec
 from .conditioning import ClassLabels, Conditioning, Unconditional
 from .continuous_paths import VESDE, VPSDE, EDMPath, RectifiedFlow, SubVPSDE
@@ -151,6 +152,7 @@ __all__ = [
     "bits_per_dim_of_density",
     "bound_noise",
     "bound_term",
+    "clipped",
     "combine_weights",
     "default_label",
     "denoising_loss",

@@ -58,3 +58,4 @@ class _Identity(CodecModule):
 
 
 Codec = IdentityCodec
+"""What a `ModelSpec` may have for one; a union once there are two."""

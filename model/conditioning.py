@@ -44,3 +44,4 @@ class ClassLabels(Record):
 
 
 Conditioning = Annotated[Unconditional | ClassLabels, Field(discriminator="kind")]
+"""What the network is told of an image beside x_t and t: one of them, told apart by `kind`."""

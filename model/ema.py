@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .record import Record
 
-WIDEST_SIGMA_REL = 0.288  # sqrt(1/12) = 0.2887 is the mean of all steps; wider ones would favour the first steps
+WIDEST_SIGMA_REL = 0.288
+"""Of a power-function average. sqrt(1/12) = 0.2887 is the mean of all steps; wider ones would favour the first."""
 
 
 class ExponentialEMA(Record):
@@ -68,6 +69,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 EMAProfile = Annotated[ExponentialEMA | PowerFunctionEMA, Field(discriminator="kind")]
+"""How much the weights of each step count: one of them, told apart by `kind`."""
 
 
 class EMA:

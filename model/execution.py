@@ -24,6 +24,7 @@ class Execution(Record):
 
 
 EAGER = Execution()
+"""Operation by operation, in float32."""
 
 
 class ExecutedNetwork(nn.Module):

@@ -16,6 +16,7 @@ from .discrete_paths import DiscretePath
 from .gaussian_path import GaussianPath
 
 Grid = Literal["uniform", "trailing", "leading", "linspace", "karras", "lambda_uniform", "quadratic", "quadratic_paper"]
+"""Where the times lie; `time_grid` says of each which they are."""
 
 _RHO = 7.0
 

@@ -165,5 +165,7 @@ def _extrapolated(doubled: Tensor, scale: Tensor) -> Tensor:
 
 
 NO_GUIDANCE = NoGuidance()
+"""What samplers follow unless told otherwise."""
 
 Guidance = Annotated[NoGuidance | ClassifierFreeGuidance | ClassifierGuidance, Field(discriminator="kind")]
+"""How closely samples follow their label: one of them, told apart by `kind`."""

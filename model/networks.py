@@ -19,3 +19,4 @@ from .ncsnpp import NCSNpp
 from .simple_unet import SimpleUNet
 
 Network = Annotated[DDPMUNet | ADMUNet | NCSNpp | DiT | SimpleUNet, Field(discriminator="kind")]
+"""One of them, told apart by `kind`."""

@@ -11,3 +11,4 @@ Path = Annotated[
     VPLinear | VPCosine | VPSigmoid | VPScaledLinear | VPSDE | SubVPSDE | VESDE | EDMPath | RectifiedFlow,
     Field(discriminator="kind"),
 ]
+"""One of them, told apart by `kind`."""

@@ -11,3 +11,4 @@ from .ode_samplers import RK45, Euler, Heun
 Sampler = Annotated[
     DDIM | Ancestral | Euler | Heun | DPMSolverPP | UniPC | PredictorCorrector | RK45, Field(discriminator="kind")
 ]
+"""One of them, told apart by `kind`."""

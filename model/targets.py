@@ -162,3 +162,4 @@ class EDM(_Target):
 
 
 Target = Annotated[Eps | X0 | V | Velocity | Score | EDM, Field(discriminator="kind")]
+"""What a network predicts: one of them, told apart by `kind`."""

@@ -151,3 +151,4 @@ TimeSampling = Annotated[
     UniformTimes | StratifiedTimes | AntitheticTimes | LogitNormalTimes | LossSecondMomentTimes,
     Field(discriminator="kind"),
 ]
+"""At which times a network is trained: one of them, told apart by `kind`."""

@@ -57,3 +57,4 @@ StepVariance = Literal["fixed_small", "fixed_large", "learned"]
 """Of a step of the reverse chain: beta_tilde (the posterior's), beta, or for each pixel between them as learned."""
 
 Variance = Annotated[FixedVariance | LearnedRange, Field(discriminator="kind")]
+"""What a network says of its steps' variance: one of them, told apart by `kind`."""

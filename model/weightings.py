@@ -94,3 +94,4 @@ class EDMWeighting(_Weighting):
 
 
 Weighting = Annotated[Simple | SNR | MinSNR | P2 | EDMWeighting, Field(discriminator="kind")]
+"""How much each time counts in the loss: one of them, told apart by `kind`."""

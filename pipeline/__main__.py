@@ -11,14 +11,14 @@ from .terminal import Terminal, console_for, print_error, quiet_libraries
 
 quiet_libraries()  # before anything imports them
 
-from evaluation import EvaluationError  # noqa: E402
+from evaluation import EvaluationError
 
-from .config import Config  # noqa: E402
-from .configfile import load  # noqa: E402
-from .errors import ConfigError, PipelineError, disk_errors  # noqa: E402
-from .job_commands import add_job_commands  # noqa: E402
-from .mlflow_store import redacted  # noqa: E402
-from .model_commands import add_model_commands  # noqa: E402
+from .config import Config
+from .configfile import load
+from .errors import ConfigError, PipelineError, disk_errors
+from .job_commands import add_job_commands
+from .mlflow_store import redacted
+from .model_commands import add_model_commands
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",

@@ -191,8 +191,8 @@ def _probe_server(uri: str, timeout_s: float) -> None:
     from mlflow.utils.rest_utils import http_request
 
     question = "/api/2.0/mlflow/experiments/search"
-    answer = http_request(  # type: ignore[no-untyped-call]
-        get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+    answer = http_request(  # type: ignore[no-untyped-call]  # MLflow's
+        get_default_host_creds(uri),  # type: ignore[no-untyped-call]  # MLflow's
         question,
         "GET",
         max_retries=0,

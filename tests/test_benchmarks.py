@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests/benchmarks"
 sys.path.insert(0, str(SCRIPTS))  # as Python does for a script
 
-import contestants  # noqa: E402
-import frechet  # noqa: E402
-import records  # noqa: E402
-import roofline  # noqa: E402
+import contestants
+import frechet
+import records
+import roofline
 
 QUICK = ("--device", "cpu", "--quick")
 BAD_PARTS = ("failed", "cut short")

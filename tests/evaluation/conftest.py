@@ -53,7 +53,7 @@ def classifier(classifier_file: Path) -> LoadedExtractor:
 class _Untrained(FeatureExtractorInceptionV3):
     """torch-fidelity's Inception with the weights it is born with; its constructor would load some."""
 
-    def load_state_dict(self, state_dict: object) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: object) -> None:  # type: ignore[override]  # theirs says what was missing
         """Keep the random weights."""
 
 

@@ -83,7 +83,7 @@ def test_images_that_are_views_give_the_same_features(classifier: LoadedExtracto
 def test_images_in_floating_point_are_refused_with_their_range(classifier: LoadedExtractor) -> None:
     images = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8, 1)
     with pytest.raises(EvaluationError, match=r"images are float32 in -1..1, expected uint8 in 0..255"):
-        classifier(images)  # type: ignore[arg-type]
+        classifier(images)  # type: ignore[arg-type]  # the mistake
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (0, 8, 8, 1), (2, 1, 8, 8), (2, 8, 8, 4)])

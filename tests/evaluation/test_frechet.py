@@ -122,7 +122,10 @@ def test_jackknife_covers_what_more_images_would_give(sizes: list[int]) -> None:
     """The distance of many more images is the truth; that of few is biased upwards by many standard errors."""
     random, size = np.random.default_rng(3), 48
     mix = random.normal(size=(size, size)) / np.sqrt(size)
-    draw = lambda count: random.normal(size=(count, size)) @ mix + 0.1  # noqa: E731
+
+    def draw(count: int) -> NDArray[np.float64]:
+        return random.normal(size=(count, size)) @ mix + 0.1
+
     reference = statistics(random.normal(size=(20_000, size)) @ mix)
     truth = fast_frechet_distance(statistics(draw(100_000)), reference)
     biased, errors = [], []

@@ -125,7 +125,7 @@ def test_curves_are_means_from_the_image_and_from_the_noise() -> None:
         "terms": np.array([[2.0, 1.0, 0.5], [4.0, 1.0, 0.1]], np.float32),
         "squared_error": np.array([[0.0, 0.01, 0.5], [0.0, 0.03, 1.5]], np.float32),
     }
-    terms, rate, distortion = VariationalBound(images=2).curves(results)  # type: ignore[arg-type]
+    terms, rate, distortion = VariationalBound(images=2).curves(results)  # type: ignore[arg-type]  # float32, as all results are
     np.testing.assert_allclose(terms, [3, 1, 0.3], rtol=1e-6)
     np.testing.assert_allclose(rate, [0.2, 0.5, 1.5], rtol=1e-6)
     np.testing.assert_allclose(distortion, 127.5 * np.sqrt([1, 0.02, 0]), rtol=1e-6)

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 def theirs(path: Path, **arrays: np.ndarray) -> Path:
     """A file as pytorch-fid, clean-fid and EDM write it."""
-    np.savez(path, **{"mu": STATISTICS.mu, "sigma": STATISTICS.sigma, **arrays})  # type: ignore[arg-type]
+    np.savez(path, **{"mu": STATISTICS.mu, "sigma": STATISTICS.sigma, **arrays})  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
     return path
 
 
@@ -103,7 +103,7 @@ def test_a_reference_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def rewritten(path: Path, **changes: np.ndarray) -> None:
     with np.load(path) as file:
         arrays = dict(file) | changes
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
 
 
 def test_changed_numbers_and_a_changed_key_are_refused(path: Path) -> None:

@@ -287,7 +287,10 @@ def test_an_extractor_without_classes_has_no_inception_score() -> None:
 
 def test_kernel_distance_is_the_unbiased_estimate_of_the_cubic_kernel() -> None:
     a, b = features(30, 4, 0), features(30, 4, 1)
-    kernel = lambda x, y: (x @ y.T / 4 + 1) ** 3  # noqa: E731
+
+    def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (x @ y.T / 4 + 1) ** 3
+
     within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (30 * 29) for x in (a, b)]
     mean, std = kernel_distance(a, b)  # all images in each subset
     assert mean.value == pytest.approx(sum(within) - 2 * kernel(a, b).mean(), rel=1e-12)

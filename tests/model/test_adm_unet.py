@@ -100,7 +100,7 @@ def test_downsample_pads_on_all_sides() -> None:
     layer, x = Downsample(1), torch.randn(1, 1, 4, 4)
     layer.conv.weight.data = torch.zeros(1, 1, 3, 3)
     layer.conv.weight.data[0, 0, 1, 1] = 1  # picks the window's centre
-    nn.init.zeros_(layer.conv.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.conv.bias)  # type: ignore[arg-type]  # it has one
     assert torch.equal(layer(x, x), x[:, :, ::2, ::2])
 
 
@@ -146,11 +146,11 @@ def test_hyper_parameter_out_of_its_range_is_refused_by_name(bad: dict[str, Any]
         ADMUNet.model_validate(bad)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     base=st.integers(1, 20).map(lambda k: 8 * k),
-    multipliers=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    blocks=st.integers(1, 3),
+    multipliers=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    blocks=st.integers(1, 2),
     heads=st.sampled_from([1, 2, 8]),
     head_channels=st.sampled_from([None, 4, 8]),
     scale_shift_norm=st.booleans(),

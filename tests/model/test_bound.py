@@ -115,7 +115,7 @@ def test_at_the_image_itself_the_small_variance_is_that_of_one_step_later(path: 
     torch.testing.assert_close(small, after)
     torch.testing.assert_close(large, first_beta)
     for fixed in ("fixed_small", "fixed_large"):
-        assert step_log_variance(path, zero, fixed).item() == pytest.approx(after.item())  # type: ignore[arg-type]
+        assert step_log_variance(path, zero, fixed).item() == pytest.approx(after.item())  # type: ignore[arg-type]  # one of the two
     share = torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     assert step_log_variance(path, zero, share).item() == pytest.approx(0.3 * first_beta.item() + 0.7 * after.item())
 
@@ -190,7 +190,7 @@ def test_gradients_and_values_are_finite_also_far_out(
     x0[0], predicted[1], predicted[2], share[2] = 1.0, 300.0, x0[2], -2.0
     predicted, share = predicted.requires_grad_(), share.requires_grad_()
     nats = bound_term(path, x0, t, predicted, variance_of(variance, share), decoder)
-    nats.sum().backward()  # type: ignore[no-untyped-call]
+    nats.sum().backward()  # type: ignore[no-untyped-call]  # torch's
     assert nats.isfinite().all()
     assert predicted.grad is not None
     assert predicted.grad.isfinite().all()

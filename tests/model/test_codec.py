@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,3 +67,9 @@ def test_training_sees_latents() -> None:
     x0, eps = codec.encode(torch.randn(3, 1, 8, 8)), torch.randn(3, 4, 4, 4)
     losses = Denoising(SPEC, Simple()).losses(network, x0, torch.tensor([0.0, 9.0, 999.0]).double(), eps, None, None)
     torch.testing.assert_close(losses, eps.square().mean((1, 2, 3)), rtol=1e-3, atol=1e-3)  # a fresh one predicts zero
+
+
+def test_module_without_its_functions_is_no_codec() -> None:
+    for call in (CodecModule().encode, CodecModule().decode):
+        with pytest.raises(NotImplementedError):
+            call(torch.zeros(1, 1, 8, 8))

@@ -35,6 +35,7 @@ from model import (
     strength_time,
     to_unit_range,
 )
+from model.editing import _no_noise
 
 from .analytic import SAMPLERS, WavyDenoiser
 from .small_networks import LEVELS, awake
@@ -301,3 +302,8 @@ def test_a_grid_that_the_path_lacks_is_refused() -> None:
         image_to_image(WAVY, DDIM(steps=1001), IMAGES, 0.5, SEEDS)
     with pytest.raises(ValueError, match="no grid of 1001"):
         interpolate_seeds(WAVY, DDIM(steps=1001), 0, 1, SHARE)
+
+
+def test_noise_on_a_way_without_noise_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="an invertible sampler asked for noise at step 3"):
+        _no_noise(3)

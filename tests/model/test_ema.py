@@ -90,7 +90,7 @@ def test_default_half_life_is_the_papers_decay() -> None:
 @given(half_life=st.floats(1, 1e7), batches=st.integers(1, 1000))
 def test_after_the_half_life_the_old_weights_share_is_one_half(half_life: float, batches: int) -> None:
     """However many batches it takes."""
-    decay = ExponentialEMA(half_life_images=half_life, ramp=None).decay(0, batch_images=half_life / batches)  # type: ignore[arg-type]
+    decay = ExponentialEMA(half_life_images=half_life, ramp=None).decay(0, batch_images=half_life / batches)  # type: ignore[arg-type]  # parts of an image
     assert decay**batches == pytest.approx(0.5)
 
 

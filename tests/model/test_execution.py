@@ -48,7 +48,7 @@ class Looking(nn.Module):
         self.convolution = nn.Conv2d(1, 1, 3, padding=1)
         self.seen: list[str] = []
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002  # as all networks
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.seen += [switch.fp32_precision for switch in SWITCHES]
         output: Tensor = self.convolution(x)
         self.seen.append(str(output.dtype))

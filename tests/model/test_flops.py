@@ -18,6 +18,7 @@ from model import (
     Simple,
     Unconditional,
     VPCosine,
+    evaluation_flops,
     training_flops,
 )
 
@@ -94,7 +95,9 @@ def test_every_network_is_counted_and_costs_three_times_its_forward_way(
         pytest.skip("attends to classes")
     spec = ModelSpec(image_size=IMAGE_SIZE, channels=1, network=network, path=VPCosine(), classes=classes)
     counted = training_flops(Denoising(spec, Simple()), conditioning)
-    assert 2.5 < sum(counted.values()) / forward_flops(spec) < 3.0
+    forward = forward_flops(spec)
+    assert sum(evaluation_flops(Denoising(spec, Simple()), conditioning).values()) == forward
+    assert 2.5 < sum(counted.values()) / forward < 3.0
 
 
 def forward_flops(spec: ModelSpec) -> int:

@@ -30,14 +30,14 @@ CLEANEST: tuple[Grid, ...] = ("leading", "linspace", "karras", "lambda_uniform",
 
 
 @each_case
-@pytest.mark.parametrize("steps", [1, 2, 10, 50, 1000])
-def test_grid_falls_from_its_noisy_end(path: GaussianPath, grid: Grid, steps: int) -> None:
-    times = time_grid(grid, path, steps)
-    assert len(times) == steps
-    assert all(type(t) is float for t in times)
-    assert path.t_min <= times[-1] <= times[0] <= path.t_max
-    repeats = grid == "quadratic_paper" and steps > 10
-    assert all(now > after or (repeats and now == after) for now, after in pairwise(times))
+def test_grid_falls_from_its_noisy_end(path: GaussianPath, grid: Grid) -> None:
+    for steps in (1, 2, 10, 50, 1000):
+        times = time_grid(grid, path, steps)
+        assert len(times) == steps
+        assert all(type(t) is float for t in times)
+        assert path.t_min <= times[-1] <= times[0] <= path.t_max
+        repeats = grid == "quadratic_paper" and steps > 10
+        assert all(now > after or (repeats and now == after) for now, after in pairwise(times)), steps
 
 
 def at_share(path: GaussianPath, share: float) -> float:

@@ -122,7 +122,7 @@ def test_steps_are_undone_where_the_paper_undoes_them() -> None:
 def test_network_is_called_as_often_as_declared(steps: int, jump_length: int, resamplings: int) -> None:
     sampler = RePaint(steps=steps, jump_length=jump_length, resamplings=resamplings)
     counting = Counting(WavyDenoiser(VPLinear()))
-    counting.path = VPLinear()  # type: ignore[attr-defined]
+    counting.path = VPLinear()  # type: ignore[attr-defined]  # what `fill` asks it for
     fill(sampler, counting, KNOWN, MASK, torch.arange(2))
     assert len(counting.times) == sampler.evaluations(VPLinear())
 

@@ -120,7 +120,11 @@ def test_every_sampler_of_even_steps_is_measured() -> None:
     assert {sampler.kind for sampler in SOLVERS} == {"ddim", "euler", "heun", "dpm_solver_pp", "unipc"}
 
 
-@pytest.mark.parametrize(("sampler", "path"), admitted(variants(clip="none", steps=6, grid="uniform"), PATHS))
+LANDING: dict[str, Any] = {"clip": "none", "steps": 6, "grid": "uniform"}
+KINDS = [variants(members=[member], **LANDING)[0] for member in SAMPLERS]
+
+
+@pytest.mark.parametrize(("sampler", "path"), admitted(variants(**LANDING), [VPLinear()]) + admitted(KINDS, PATHS[1:]))
 def test_last_step_lands_on_the_image_predicted_last(sampler: Any, path: Any) -> None:
     """The one thing that a step to sigma = 0 can do, and no noise on top; one of first order, whatever the sampler."""
     seen: list[Prediction] = []

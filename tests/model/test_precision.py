@@ -14,6 +14,12 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_tiles_for_it(monkeypatch: pytes
         assert fast_precision(torch.device("cpu")) == expected
 
 
+def test_a_gpu_computes_in_bfloat16_where_it_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for units, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, units=units: units)
+        assert fast_precision(torch.device("cuda")) == expected
+
+
 def test_gpus_round_factors_where_tf32_is_asked_for_alone() -> None:
     switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     before = [switch.fp32_precision for switch in switches]

@@ -18,7 +18,7 @@ DRAWS = 200_000
 
 
 def philox_of(counter: tuple[int, ...], key: int) -> tuple[int, ...]:
-    drawn = philox(tuple(torch.tensor([word]) for word in counter), key)  # type: ignore[arg-type]
+    drawn = philox(tuple(torch.tensor([word]) for word in counter), key)  # type: ignore[arg-type]  # four words
     return tuple(int(word) for word in drawn)
 
 
@@ -86,9 +86,9 @@ def test_fewer_words_are_the_first_of_more(n: int) -> None:
 
 
 @given(INDICES, st.randoms(use_true_random=False))
-def test_permuting_the_batch_permutes_the_draws_bitwise(indices: list[int], random: object) -> None:
+def test_permuting_the_batch_permutes_the_draws_bitwise(indices: list[int], random: Any) -> None:
     order = list(range(len(indices)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     index = torch.tensor(indices)
     together = normal(3, Stream.NOISE, index, (3, 5))
     assert torch.equal(normal(3, Stream.NOISE, index[order], (3, 5)), together[order])

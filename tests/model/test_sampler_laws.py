@@ -92,7 +92,7 @@ class NoiseOnTheLastStep(Ancestral):
 class BetasOfSingleSteps(Ancestral):
     """beta[t] from the table, also where a step spans many of them."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         for now, after in self.pairs(path):
             beta = path.betas()[round(now.t)].item()
             x0 = denoiser(x, now.times(x)).x0
@@ -109,14 +109,14 @@ class ShiftedPath(VPLinear):
 
 
 class AlphaBarOffByOne(DDIM):
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         return super()._walk(denoiser, ShiftedPath(), x, noise, start)
 
 
 class UnscaledEps(DDIM):
     """The image is taken for x - sigma eps, as if x had not been scaled by alpha."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         for now, after in self.pairs(path):
             eps = denoiser(x, now.times(x)).eps
             x = after.alpha * (x - now.sigma * eps) + after.sigma * eps
@@ -126,7 +126,7 @@ class UnscaledEps(DDIM):
 class SigmaWithoutRoot(DDIM):
     """Eq. 16's variance where its square root belongs."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         for now, after in self.pairs(path):
             prediction = denoiser(x, now.times(x))
             std = self.eta * posterior_std(now, after) ** 2

@@ -4,6 +4,7 @@ All of it walks over the members of the Sampler union with all their settings, s
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -32,7 +33,7 @@ from model import (
 from model.clipping import Clip
 from model.ddpm_unet import DDPMUNet
 from model.denoiser import Denoiser, coefficients
-from model.sampler import NoiseSource
+from model.sampler import NoiseSource, SamplerBase
 
 from .analytic import (
     PATHS,
@@ -299,6 +300,19 @@ class IndependentPixels:
 # What single samplers refuse and allow.
 
 
+def test_sampler_without_its_functions_is_not_a_sampler() -> None:
+    bare, x = SamplerBase(kind="bare"), torch.zeros(1, *SHAPE)
+    calls: list[Callable[[], object]] = [
+        lambda: bare.check(PATH),
+        lambda: bare.start(PATH),
+        lambda: bare.evaluations(PATH),
+        lambda: bare._walk(WavyDenoiser(PATH), PATH, x, no_noise, PATH.t_max),
+    ]
+    for call in calls:
+        with pytest.raises(NotImplementedError):
+            call()
+
+
 def test_more_steps_than_the_path_has_are_refused() -> None:
     for sampler in STEPPING:
         with pytest.raises(ValueError, match="a path of T = 5 steps has no grid of 7; ask for 1 to 5 steps"):
@@ -346,7 +360,7 @@ def test_rk45_gives_each_image_its_own_steps() -> None:
 
 
 def test_rk45_stops_at_images_that_are_not_finite() -> None:
-    def nan(x_t: Tensor, t: Tensor) -> Prediction:  # noqa: ARG001
+    def nan(x_t: Tensor, t: Tensor) -> Prediction:
         return Prediction(x_t * math.nan, x_t * math.nan)
 
     with pytest.raises(FloatingPointError, match=r"rk45: steps became too small or images not finite after t = 999"):

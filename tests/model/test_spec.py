@@ -70,7 +70,7 @@ def network() -> torch.nn.Module:
     """Random, but with a say of its own: a fresh network predicts zero."""
     torch.manual_seed(0)
     network = SPEC.build()
-    torch.nn.init.normal_(network.tail.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(network.tail.weight, std=0.1)  # type: ignore[union-attr, arg-type]  # a layer
     return network
 
 
@@ -152,7 +152,7 @@ def test_sampler_that_cannot_walk_the_path_is_refused_before_anything_is_drawn(n
 class BareNoise(DDIM):
     """Yields the noise that it is offered."""
 
-    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:  # noqa: ARG002
+    def _walk(self, denoiser: Denoiser, path: Any, x: Tensor, noise: NoiseSource, start: float) -> Iterator[State]:
         return (State(0.0, noise(step)) for step in range(self.steps))
 
 
@@ -243,7 +243,7 @@ def test_bad_value_is_refused_by_name(bad: dict[str, Any]) -> None:
 
 def test_spec_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        SPEC.image_size = 16  # type: ignore[misc]
+        SPEC.image_size = 16  # type: ignore[misc]  # the mistake
 
 
 def test_images_that_are_not_finite_are_refused() -> None:

@@ -68,7 +68,7 @@ ADM_UNET = ADMUNet(channel_multipliers=(1, 2), blocks_per_level=1, attention_siz
     ids=["ddpm", "improved ddpm", "adm", "time added"],
 )
 def test_same_weights_give_the_same_output(config: Any, options: dict[str, Any]) -> None:
-    theirs: Any = UNet2DModel(sample_size=IMAGE_SIZE, in_channels=3, out_channels=6, **options)  # type: ignore[no-untyped-call]
+    theirs: Any = UNet2DModel(sample_size=IMAGE_SIZE, in_channels=3, out_channels=6, **options)  # type: ignore[no-untyped-call]  # diffusers'
     classes = CLASSES if "num_class_embeds" in options else 0
     ours = config.build(IMAGE_SIZE, 3, 6, classes).double().eval()
     copy_weights(awake(theirs).double().eval(), ours, config.blocks_per_level)

@@ -39,7 +39,7 @@ class WithShare:
     def __init__(self, share: float) -> None:
         self.share = share
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:  # noqa: ARG002  # as all denoisers
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
         return Prediction(x_t / 2, x_t / 2, torch.full_like(x_t, self.share))
 
 
@@ -74,7 +74,7 @@ def test_a_grid_that_visits_a_time_twice_adds_no_noise_there() -> None:
 
 
 def test_a_model_without_a_learned_variance_is_refused_by_name() -> None:
-    def plain(x_t: Tensor, t: Tensor) -> Prediction:  # noqa: ARG001  # as all denoisers
+    def plain(x_t: Tensor, t: Tensor) -> Prediction:
         return Prediction(x_t, x_t)
 
     with pytest.raises(ValueError, match="variance learned, but the model has none; use fixed_small or fixed_large"):
@@ -96,7 +96,7 @@ class Raw(nn.Module):
         super().__init__()
         self.output = nn.Parameter(output)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002  # as all networks
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.output
 
 
@@ -159,7 +159,7 @@ def test_clipping_and_guidance_keep_the_learned_share() -> None:
         assert (share == 0.3).all()
 
     class Labelled(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:  # noqa: ARG002  # as all networks
+        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
             return label.view(-1, 1, 1, 1).expand(-1, 2, 3, 3).to(x.dtype) * 2 - 1
 
     plain = NetworkDenoiser(Labelled(), PATH, Eps(), variance=LearnedRange())

@@ -18,10 +18,13 @@ _LIMIT_S = 700
 _KILL_WITHIN_S = 500
 
 
-def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str, run_file: str) -> Path:
-    """A folder with this text as its run file."""
+def new_folder(tmp_path_factory: pytest.TempPathFactory, name: str, run_file: str, store: bytes | None = None) -> Path:
+    """A folder with this text as its run file, and this database as the MLflow store of its results."""
     folder = tmp_path_factory.mktemp(name)
     (folder / FILE_NAME).write_text(run_file)
+    if store:
+        (folder / "outputs").mkdir()
+        (folder / "outputs/mlflow.db").write_bytes(store)
     return folder
 
 

@@ -9,18 +9,29 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster as Nodes
 
-from pipeline.mlflow_store import resolve_uri
+from pipeline.mlflow_store import connect, resolve_uri
 from pipeline.tracking import TrackedRun, open_run
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The database of a fresh store of MLflow, to be copied: its migrations take longer than most tests."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
+    return (folder / "mlflow.db").read_bytes()
+
+
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
+def uri(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db").write_bytes(empty_store)
+    return resolve_uri(f"sqlite:///{folder}/mlflow.db", Path())
 
 
 @pytest.fixture
@@ -90,25 +101,25 @@ class Served:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    def __init__(self, served: Served, *arguments: object) -> None:
+    def __init__(self, served: Served, *arguments: Any) -> None:
         self.served = served
-        super().__init__(*arguments, directory=str(served.folder))  # type: ignore[arg-type]
+        super().__init__(*arguments, directory=str(served.folder))
 
-    def copyfile(self, source: object, outputfile: object) -> None:
-        content = source.read()  # type: ignore[attr-defined]
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
         cut = self.served.failures > 0
         self.served.failures -= cut
-        outputfile.write(content[: len(content) // 2])  # type: ignore[attr-defined]
+        outputfile.write(content[: len(content) // 2])
         if self.served.stall.is_set():
             self.served.go_on.wait()
         elif not cut:
-            outputfile.write(content[len(content) // 2 :])  # type: ignore[attr-defined]
+            outputfile.write(content[len(content) // 2 :])
 
     def do_GET(self) -> None:
         self.served.requests.append(self.path)
         super().do_GET()
 
-    def log_message(self, *arguments: object) -> None: ...
+    def log_message(self, *arguments: Any) -> None: ...
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ THEIRS: dict[str, tuple[dict[str, Any], Any]] = {
 
 def unet(options: dict[str, Any]) -> Any:
     torch.manual_seed(1)
-    network: Any = UNet2DModel(**{"sample_size": SIZE} | options)  # type: ignore[no-untyped-call]
+    network: Any = UNet2DModel(**{"sample_size": SIZE} | options)  # type: ignore[no-untyped-call]  # diffusers'
     return awake(network).eval()
 
 

@@ -150,7 +150,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
-def test_a_damaged_or_missing_file_is_named(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path, damage: Any) -> None:
     path = saved(tmp_path, 7)
     damage(path / NETWORK)
     with pytest.raises(TrainingError, match=rf"{path / NETWORK}: sha256 .*, expected .*; remove this damaged"):

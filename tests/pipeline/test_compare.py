@@ -110,7 +110,7 @@ def test_a_protocol_of_another_version_is_refused_by_name(tmp_path: Path, capsys
 
 
 def test_scores_that_are_no_numbers_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = write(tmp_path / "monday", {"fid": 3.25}), write(tmp_path / "tuesday", {"fid": "low"})  # type: ignore[dict-item]
+    one, other = write(tmp_path / "monday", {"fid": 3.25}), write(tmp_path / "tuesday", {"fid": "low"})  # type: ignore[dict-item]  # the mistake
     assert main(["compare", one, other]) == 2
     assert "tuesday: its protocol or scores are of another version of this program (fid)" in capsys.readouterr().err
 

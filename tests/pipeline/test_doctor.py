@@ -74,8 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mlflow(folder: Path) -> Iterator[int]:
+def mlflow(folder: Path, empty_store: bytes) -> Iterator[int]:
     """The port of a server that is to be called 127.0.0.1, and nothing else."""
+    (folder / "mlflow.db").write_bytes(empty_store)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]

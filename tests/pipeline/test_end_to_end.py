@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ JOINED = "cluster.address=auto"  # a resource: not part of what is computed
 pytestmark = [pytest.mark.usefixtures("head"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
-def summary_of(folder: Path) -> dict[str, object]:
+def summary_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("outputs/tiny-*/summary.json")
     return json.loads(path.read_text())
 
@@ -69,22 +70,22 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
     assert summary["model_name"] == "ddpm-tiny"
     assert summary["model_version"] == 1
     assert summary["is_champion"] is True
-    assert summary["extractor"]["kind"] == "classifier"  # type: ignore[index]
+    assert summary["extractor"]["kind"] == "classifier"
     scores = summary["scores"]
     suffixes = "", "_se", "_bias_corrected", "_heldout"
     expected = {f"fid_classifier{suffix}" for suffix in suffixes}
     expected |= {"inception_score_classifier_mean", "kid_classifier", "precision_classifier", "copy_rate_classifier"}
-    assert expected <= set(scores)  # type: ignore[call-overload]
-    assert all(np.isfinite(value) for value in scores.values())  # type: ignore[attr-defined]
-    assert set(summary["seconds"]) == {"prepare", "train", "reference", "sample", "evaluate", "register"}  # type: ignore[call-overload]
-    assert summary["train_images_per_s"] > 0  # type: ignore[operator]
-    assert 0 < summary["train_matmul_fraction"] < 1  # type: ignore[operator]
-    assert sum(summary["train_time"].values()) == pytest.approx(1, abs=1e-3)  # type: ignore[attr-defined]
-    assert summary["train_time"]["communication"] > 0  # type: ignore[index]
-    assert summary["sample_images_per_s"] > 0  # type: ignore[operator]
-    assert summary["protocol"]["reference"]["images"] == 1_437  # type: ignore[index]
+    assert expected <= set(scores)
+    assert all(np.isfinite(value) for value in scores.values())
+    assert set(summary["seconds"]) == {"prepare", "train", "reference", "sample", "evaluate", "register"}
+    assert summary["train_images_per_s"] > 0
+    assert 0 < summary["train_matmul_fraction"] < 1
+    assert sum(summary["train_time"].values()) == pytest.approx(1, abs=1e-3)
+    assert summary["train_time"]["communication"] > 0
+    assert summary["sample_images_per_s"] > 0
+    assert summary["protocol"]["reference"]["images"] == 1_437
     assert summary["network_evaluations"] == 25
-    assert summary["protocol"]["network_evaluations"] == 25  # type: ignore[index]
+    assert summary["protocol"]["network_evaluations"] == 25
 
 
 def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Undisturbed) -> None:
@@ -196,9 +197,9 @@ def test_versions_and_runs_are_compared_where_they_were_scored_alike(
 
 @pytest.mark.timeout(900)
 def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
-    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
 
     def trained_half() -> bool:
         return len(list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))) > 1
@@ -216,9 +217,9 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
-    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
 ) -> None:
-    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
     for stage in undisturbed[0].glob("outputs/stages/*"):
         if stage.name.partition("-")[0] in ("prepare", "train", "reference"):
             shutil.copytree(stage, folder / stage.relative_to(undisturbed[0]))

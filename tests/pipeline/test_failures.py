@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_a_checkpoint_of_it(
     assert last["skipped_steps"] >= run.config.train.max_skipped_steps
 
 
-def test_what_a_task_raises_on_purpose_comes_out_as_it_was(cluster: Cluster) -> None:  # noqa: ARG001
+def test_what_a_task_raises_on_purpose_comes_out_as_it_was(cluster: Cluster) -> None:
     def refuse() -> None:
         raise DataError("restore the shard")
 

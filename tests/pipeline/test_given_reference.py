@@ -32,11 +32,11 @@ ONE_BY_ONE = ("kid_classifier", "precision_classifier", "recall_classifier", "co
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> Path:
     """Of a run that is scored against its training images, and of two that are against the statistics of these: as
     another tool would have written them, and as the first run has.
     """
-    folder = new_folder(tmp_path_factory, "given", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "given", RUN_FILE, empty_store)
     assert run_here("run", folder).returncode == 0
     (ours,) = folder.glob("outputs/stages/reference-*/statistics.npz")
     (folder / "ours.npz").write_bytes(ours.read_bytes())

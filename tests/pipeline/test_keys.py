@@ -144,13 +144,6 @@ def test_help_is_one_line_and_a_kind_is_explained_by_its_record() -> None:
     assert rows()["filter.kind filter.kind: smooth"].help == "A sum over neighbours."
 
 
-def test_every_key_and_kind_of_the_run_file_has_help() -> None:
-    from pipeline.config import Config
-
-    silent = [f"{row.key} {row.kind}" for row in key_table(Config) if not row.help]
-    assert silent == []
-
-
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_printed_table_loses_no_word_of_help_and_fits_its_width(width: int) -> None:
     stream = io.StringIO()

@@ -77,7 +77,7 @@ def test_positions_in_any_order_give_their_images(
 def test_length_and_labels_are_those_of_the_split(shared: ShardIndex) -> None:
     heldout = heldout_mask(40, 0.25, seed=0)
     for split, mask in (("train", ~heldout), ("heldout", heldout)):
-        reader = ShardReader(shared, split, "none")  # type: ignore[arg-type]
+        reader = ShardReader(shared, split, "none")  # type: ignore[arg-type]  # one of the two
         assert len(reader) == mask.sum()
         np.testing.assert_array_equal(reader.labels, np.flatnonzero(mask) % 3)
 

@@ -26,10 +26,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> list[str]:
+def digits(tmp_path: Path, empty_store: bytes) -> list[str]:
     """Arguments of a quick run whose output is nowhere else."""
-    run_file, output = str(RUNS / "digits.yaml"), f"output={tmp_path / 'out'}"
-    return [run_file, output, "train.images=256", "sample.images=20", "cluster.address=auto"]
+    run_file, output = str(RUNS / "digits.yaml"), tmp_path / "out"
+    output.mkdir()
+    (output / "mlflow.db").write_bytes(empty_store)
+    return [run_file, f"output={output}", "train.images=256", "sample.images=20", "cluster.address=auto"]
 
 
 def test_a_typo_in_a_key_names_the_key_that_was_meant(digits: list[str], capsys: pytest.CaptureFixture[str]) -> None:

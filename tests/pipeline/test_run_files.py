@@ -29,7 +29,7 @@ PARAMETERS = {
 PIXELS = {"cifar10": 16, "cifar10-dit": 16, "cifar10-edm": 16, "cifar10-flow": 16, "cifar10-iddpm": 16, "lsun-256": 32}
 """Sides of the images that are pinned: the same weights on fewer pixels, so that the test takes seconds."""
 BATCH = 2
-LARGE = {"cifar10", "cifar10-dit", "cifar10-edm", "cifar10-iddpm", "lsun-256"}
+LARGE = {"cifar10", "cifar10-dit", "cifar10-edm", "cifar10-flow", "cifar10-iddpm", "lsun-256"}
 each_file = pytest.mark.parametrize("name", sorted(path.stem for path in RUNS.glob("*.yaml")))
 
 

@@ -44,8 +44,8 @@ IMAGES, CHUNK, STEPS = 50, 30, 5
 
 
 @pytest.fixture(scope="module")
-def scored(head: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001  # must be up
-    folder = new_folder(tmp_path_factory, "curve", RUN_FILE)
+def scored(head: None, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> Path:
+    folder = new_folder(tmp_path_factory, "curve", RUN_FILE, empty_store)
     ran = run_here("run", folder, "cluster.address=auto")
     assert ran.returncode == 0, ran.stderr
     return folder

@@ -114,7 +114,7 @@ def unpacked(content: bytes) -> Iterator[tuple[str, bytes]]:
             yield from ((member, archive.read(member)) for member in archive.namelist())
     elif content[257:262] == b"ustar":
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            yield from ((member.name, tar.extractfile(member).read()) for member in tar if member.isfile())  # type: ignore[union-attr]
+            yield from ((member.name, tar.extractfile(member).read()) for member in tar if member.isfile())  # type: ignore[union-attr]  # a file
 
 
 def test_what_is_packed_is_looked_into() -> None:

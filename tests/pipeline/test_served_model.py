@@ -246,7 +246,7 @@ def test_more_seeds_than_one_chunk_come_back_in_order(served: Any) -> None:
 
 
 def test_a_table_a_mapping_and_rows_ask_for_the_same(served: Any) -> None:
-    import pandas  # type: ignore[import-untyped]
+    import pandas  # type: ignore[import-untyped]  # its stubs are not installed
 
     asked = [pandas.DataFrame({"seed": [1, 2]}), {"seed": [1, 2]}, [{"seed": 1}, {"seed": 2}]]
     first, *others = [served.predict(question) for question in asked]

@@ -62,9 +62,9 @@ def times_of_results(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def swept(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> tuple[Path, str]:
     """A sweep's folder and what it printed."""
-    folder = new_folder(tmp_path_factory, "swept", RUN_FILE)
+    folder = new_folder(tmp_path_factory, "swept", RUN_FILE, empty_store)
     return folder, done("sweep", folder, SWEPT)
 
 
@@ -168,8 +168,10 @@ def test_a_run_of_one_combination_finds_what_the_sweep_computed(swept: Swept) ->
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_where_it_was(swept: Swept, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = new_folder(tmp_path_factory, "killed", RUN_FILE)
+def test_a_sweep_that_was_killed_goes_on_where_it_was(
+    swept: Swept, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
+) -> None:
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
     kill_when(lambda: bool(list(folder.glob("outputs/stages/evaluate-*/done.json"))), "sweep", folder, SWEPT)
     before = times_of_results(folder)
     scored = len(list(folder.glob("outputs/stages/evaluate-*/done.json")))

@@ -4,17 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.mlflow_store import resolve_uri
 from pipeline.tracking import TrackedRun, flatten, open_run
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", Path())
 
 
 def opened(uri: str, folder: Path, **params: str) -> TrackedRun:
@@ -132,9 +127,9 @@ def test_a_file_that_is_not_there_is_named(uri: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_with_its_status(uri: str, tmp_path: Path, status: str) -> None:
+def test_a_run_ends_with_its_status(uri: str, tmp_path: Path, status: Any) -> None:
     run = opened(uri, tmp_path)
-    run.finish(status)  # type: ignore[arg-type]
+    run.finish(status)
     assert run.client.get_run(run.run_id).info.status == status
 
 

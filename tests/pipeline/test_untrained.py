@@ -126,7 +126,7 @@ def test_a_folder_of_diffusers_is_sampled_scored_and_registered(
     """With the overrides that `import` prints; then the registered model goes back to diffusers."""
     folder = new_folder(tmp_path_factory, "imported", RUN_FILE)
     torch.manual_seed(0)
-    network: Any = UNet2DModel(**NETWORK)  # type: ignore[no-untyped-call]
+    network: Any = UNet2DModel(**NETWORK)  # type: ignore[no-untyped-call]  # diffusers'
     DDPMPipeline(network, DDPMScheduler(num_train_timesteps=50, beta_end=0.3)).save_pretrained(folder / "theirs")
     assert main(["import", str(folder / "theirs"), "--into", str(folder / "ours")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("score")]
