@@ -51,7 +51,7 @@ from .noisy_classifier import NoisyClassifier
 from .objectives import Classifying, Denoising, Objective, denoising_loss
 from .ode_samplers import RK45, Euler, Heun
 from .paths import Path
-from .posthoc_ema import Reconstruction, Snapshot, combine_weights, reconstruct_average
+from .posthoc_ema import EMASnapshot, Reconstruction, combine_weights, reconstruct_average
 from .precision import Precision, autocast, fast_precision, float32_products
 from .random import Stream, normal, philox, uniform, uniforms, words
 from .record import Record
@@ -94,6 +94,7 @@ __all__ = [
     "DiscretePath",
     "EDMPath",
     "EMAProfile",
+    "EMASnapshot",
     "EMAs",
     "Eps",
     "Euler",
@@ -128,7 +129,6 @@ __all__ = [
     "Sampler",
     "Simple",
     "SimpleUNet",
-    "Snapshot",
     "State",
     "StepVariance",
     "Stream",

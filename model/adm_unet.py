@@ -23,7 +23,7 @@ class ADMUNet(AttentiveUNetConfig):
     """U-Net with multi-head attention, scale-shift norm and resampling blocks. Dhariwal & Nichol 2021, section 3."""
 
     kind: Literal["adm_unet"] = "adm_unet"
-    blocks_per_level: int = Field(3, ge=1)
+    blocks_per_level: int = Field(3, ge=1, le=100)
     """Residual blocks of each level on the way down; one more on the way up."""
     attention_sizes: tuple[int, ...] = (16, 8)
     """Side lengths, in pixels, of the feature maps that get self-attention; the middle block always has it."""
@@ -67,9 +67,8 @@ class _Parts:
 
     def attention(self, channels: int) -> "AttentionBlock | SpatialTransformer":
         if self.config.cross_attention is not None:
-            norm = GroupNorm(
-                channels, self.config.norm_groups, eps=1e-6
-            )  # as Rombach et al. 2022, who have 1e-5 in all other norms
+            # eps as Rombach et al. 2022, who have 1e-5 in all other norms
+            norm = GroupNorm(channels, self.config.norm_groups, eps=1e-6)
             return SpatialTransformer(norm, self.config.cross_attention, self.config.dropout)
         head_channels = self.config.head_channels
         heads = self.config.heads if head_channels is None else channels // head_channels

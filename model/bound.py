@@ -54,8 +54,8 @@ def step_log_variance(path: DiscretePath, t: Tensor, variance: FixedStep | Tenso
     variance: fixed_small, fixed_large (at t = 0 the small one: Ho et al. 2020's code), or the learned share of
     log(beta), [B, C, H, W] -> float64 [B, 1, 1, 1], or like the share.
     """
-    excess = _excess(path, t, variance)
-    return _per_image(log_variances(path, t)[0]).to(excess.dtype) + excess
+    small, excess = _small_and_excess(path, t, variance)
+    return small + excess
 
 
 def bound_term(
@@ -72,9 +72,8 @@ def bound_term(
     x_t, so their means differ by the error of the predicted image alone. decoder: discretized gives the probability of
     each pixel's grey level of 8 bits, continuous the density of images that are real numbers.
     """
-    small = _per_image(log_variances(path, t)[0])
-    excess = _excess(path, t, variance).to(x0.dtype)
-    log_variance = small.to(x0.dtype) + excess
+    small, excess = (each.to(x0.dtype) for each in _small_and_excess(path, t, variance))
+    log_variance = small + excess
     alpha_bar, before = path.alpha_bar(t), path.alpha_bar(t - 1)
     share = expand(before.sqrt() * _beta(path, t) / (1 - alpha_bar), x0)  # of x0 in the posterior's mean
     off = share * (x0 - predicted_x0)
@@ -84,28 +83,28 @@ def bound_term(
     return torch.where(_per_image(t) > 0, divergence, cost).flatten(1).sum(1)
 
 
-def _beta(path: DiscretePath, t: Tensor) -> Tensor:
-    """The noise increment of the step from t to t - 1. float64, like t."""
-    return 1 - path.alpha_bar(t) / path.alpha_bar(t - 1)
-
-
-def _excess(path: DiscretePath, t: Tensor, variance: FixedStep | Tensor) -> Tensor:
-    """How far the logarithm of the step's variance is above the small one's: a difference that loses no digits."""
-    small, large = map(_per_image, log_variances(path, t))
-    if isinstance(variance, Tensor):
-        return variance * (large - small).to(variance.dtype)
-    return torch.where((_per_image(t) > 0) & (variance == "fixed_large"), large - small, 0.0)
-
-
-def _per_image(numbers: Tensor) -> Tensor:
-    return numbers.view(-1, 1, 1, 1)
-
-
 def prior_term(path: DiscretePath, x0: Tensor) -> Tensor:
     """What the noisiest x_t still tells of the image: its divergence from pure noise. x0: [B, C, H, W] -> nats [B]."""
     alpha, sigma = path.at(path.t_max)
     each = 0.5 * ((alpha * x0) ** 2 + sigma**2 - 1 - 2 * math.log(sigma))
     return each.flatten(1).sum(1)
+
+
+def _beta(path: DiscretePath, t: Tensor) -> Tensor:
+    """The noise increment of the step from t to t - 1. float64, like t."""
+    return 1 - path.alpha_bar(t) / path.alpha_bar(t - 1)
+
+
+def _small_and_excess(path: DiscretePath, t: Tensor, variance: FixedStep | Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the small variance, and how far the step's is above it: a difference that loses no digits."""
+    small, large = map(_per_image, log_variances(path, t))
+    if isinstance(variance, Tensor):
+        return small.to(variance.dtype), variance * (large - small).to(variance.dtype)
+    return small, torch.where((_per_image(t) > 0) & (variance == "fixed_large"), large - small, 0.0)
+
+
+def _per_image(numbers: Tensor) -> Tensor:
+    return numbers.view(-1, 1, 1, 1)
 
 
 def _cost(off: Tensor, log_variance: Tensor) -> Tensor:

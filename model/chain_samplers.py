@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -22,13 +22,6 @@ class ReverseChain(GridSampler):
     """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
     it; the DDPM paper reports fixed_large for CIFAR-10, where steps are many; with few, or where noise explodes (edm,
     ve_sde), fixed_small is the better one."""
-
-    def _walk(
-        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
-    ) -> Iterator[State]:
-        for now, after in self.pairs(path, start):
-            x = self._step(denoiser, now, after, x, partial(noise, now.number))
-            yield State(after.t, x)
 
     def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
         """A draw of x at the cleaner point; z is asked for noise unless that is the data."""
@@ -58,7 +51,7 @@ class Ancestral(ReverseChain):
 
     order: ClassVar[int] = 1
     kind: Literal["ancestral"] = "ancestral"
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=100_000)
     """Number of steps, one evaluation of the network each; at most T on a path of T steps."""
 
 
@@ -73,16 +66,8 @@ class DDIM(GridSampler):
     eta: float = Field(0.0, ge=0, le=1)
     """0: deterministic; 1: as much noise as ancestral sampling adds between these steps."""
 
-    def _walk(
-        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
-    ) -> Iterator[State]:
-        for now, after in self.pairs(path, start):
-            prediction = denoiser(x, now.times(x))
-            std = self.eta * posterior_std(now, after)
-            x = after.alpha * prediction.x0 + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * prediction.eps
-            if std > 0:
-                x = x + std * noise(now.number)
-            yield State(after.t, x)
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
+        return _renoised(after, denoiser(x, now.times(x)), self.eta * posterior_std(now, after), z)
 
     def inversion(self, denoiser: Denoiser, path: GaussianPath, x: Tensor) -> Iterator[State]:
         """From images x [B, C, H, W] to the noise that `trajectory` (eta 0, clip none) turns into about them again.
@@ -95,11 +80,9 @@ class DDIM(GridSampler):
         prediction = denoiser(x, cleanest.times(x))
         x = cleanest.alpha * x + cleanest.sigma * prediction.eps
         yield State(cleanest.t, x)
-        now = cleanest
-        for after in reversed(noisier):
+        for now, after in pairwise([cleanest, *reversed(noisier)]):
             prediction = denoiser(x, now.times(x))
             x = after.alpha * prediction.x0 + after.sigma * prediction.eps
-            now = after
             yield State(after.t, x)
 
 
@@ -113,9 +96,9 @@ class PredictorCorrector(GridSampler):
 
     order: ClassVar[int] = 1
     kind: Literal["predictor_corrector"] = "predictor_corrector"
-    steps: int = Field(500, ge=1)
+    steps: int = Field(500, ge=1, le=100_000)
     """Number of times, with 1 + corrector_steps evaluations of the network at each; at most T on a path of T steps."""
-    corrector_steps: int = Field(1, ge=0)
+    corrector_steps: int = Field(1, ge=0, le=1_000)
     """Langevin steps at each time."""
     snr: float = Field(0.16, gt=0, lt=1)
     """Ratio of the score's to the noise's norm in a Langevin step; Song et al. tune 0.01 to 0.2."""
@@ -139,3 +122,9 @@ class PredictorCorrector(GridSampler):
         size = 2 * (self.snr * point.sigma) ** 2
         score = -denoiser(x, point.times(x)).eps / point.sigma
         return x + size * score + math.sqrt(2 * size) * z
+
+
+def _renoised(after: Point, prediction: Prediction, std: float, z: Callable[[], Tensor]) -> Tensor:
+    """The predicted image at `after`; of its noise a part of this std is fresh. Song, Meng & Ermon 2021, eq. 12."""
+    x = after.alpha * prediction.x0 + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * prediction.eps
+    return x + std * z() if std > 0 else x

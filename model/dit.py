@@ -26,7 +26,7 @@ class DiT(Record):
     """Side of the square patches that become tokens, pixels."""
     width: int = Field(384, ge=8, multiple_of=4)
     """Channels of a token: 384, 768, 1024, 1152 in DiT-S, B, L, XL."""
-    depth: int = Field(12, ge=1)
+    depth: int = Field(12, ge=1, le=1_000)
     """Blocks: 12, 12, 24, 28 in DiT-S, B, L, XL."""
     heads: int = Field(6, ge=1)
     """Attention heads; must divide width: 6, 12, 16, 16 in DiT-S, B, L, XL."""

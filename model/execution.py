@@ -48,9 +48,6 @@ class ExecutedNetwork(nn.Module):
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         precision = self.execution.precision
-        with (
-            float32_products(precision),
-            autocast(x.device, precision),
-        ):
+        with float32_products(precision), autocast(x.device, precision):
             output: Tensor = self.network(x, *told)
         return output.clone() if self._graphs else output  # the graph's next replay overwrites it

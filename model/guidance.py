@@ -16,6 +16,8 @@ from .gaussian_path import GaussianPath
 from .noisy_classifier import NoisyClassifier
 from .record import Record
 
+_SMALLEST_ALPHA = 1e-6  # below it nothing is left of the image that a classifier could tell
+
 
 class NoGuidance(Record):
     """The network's prediction as it is."""
@@ -135,7 +137,7 @@ class ClassifierGuidance(_IntervalGuidance):
         def guide(x_t: Tensor, t: Tensor) -> Prediction:
             prediction = plain(x_t, t)
             alpha, sigma = path.alpha(t), path.sigma(t)
-            # Where nothing is left of the image (alpha = 0) no classifier can tell, and x0 would be 0 / 0.
+            # With alpha = 0 no classifier can tell, and x0 would be 0 / 0.
             scale = torch.where(alpha > _SMALLEST_ALPHA, self._scale(path, t, outside=0.0), 0.0)
             gradient = _log_probability_gradient(network, path, x_t, t, label)
             shift = expand(scale * sigma, x_t) * gradient
@@ -143,9 +145,6 @@ class ClassifierGuidance(_IntervalGuidance):
             return replace(prediction, x0=prediction.x0 + expand(to_image, x_t) * shift, eps=prediction.eps - shift)
 
         return guide
-
-
-_SMALLEST_ALPHA = 1e-6
 
 
 def _log_probability_gradient(

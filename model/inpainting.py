@@ -40,14 +40,14 @@ class RePaint(ReverseChain):
 
     order: ClassVar[int] = 1
     kind: Literal["repaint"] = "repaint"
-    steps: int = Field(100, ge=1)
+    steps: int = Field(100, ge=1, le=100_000)
     """Number of steps from noise to image, not counting those that are taken again; 250 in the paper."""
     variance: StepVariance = "fixed_small"
     """Variance of a step: beta_tilde (the posterior's), beta, or for each pixel between them as the network has learned
     it."""
-    jump_length: int = Field(10, ge=1)
+    jump_length: int = Field(10, ge=1, le=100_000)
     """Number of steps that are undone at a time; 10 in the paper."""
-    resamplings: int = Field(5, ge=1)
+    resamplings: int = Field(5, ge=1, le=1_000)
     """How often these steps are taken in all; 10 in the paper, 1 undoes nothing."""
 
     @model_validator(mode="after")

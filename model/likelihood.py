@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .bound import GREY_LEVELS, Decoder, FixedStep, bits_per_dim, bound_term, prior_term
-from .denoiser import Denoiser, coefficients, expand
+from .denoiser import Denoiser, coefficients
 from .discrete_paths import DiscretePath
 from .gaussian_path import GaussianPath
-from .ode_samplers import integrated, root_mean_square
+from .probability_flow import StraightLine, integrated, root_mean_square
 from .random import Stream, normal, signs, uniforms
-from .sampler import NoiseSource, StraightLine
+from .sampler import NoiseSource
 from .variance import StepVariance
 
 FEWEST_PROBES = 2  # a standard error needs two
@@ -155,21 +155,18 @@ def _change_of_variables(
         (line.scale(*point), line.tau(*point)) for point in (path.at(path.t_min), path.at(path.t_max))
     )
 
-    def time(tau: Tensor) -> Tensor:
-        return line.time(tau).clamp(path.t_min, path.t_max)
-
     def slope(tau: Tensor, state: Tensor) -> Tensor:
-        t = time(tau)
+        t = line.time(tau)
         with torch.enable_grad():
             y = state[:, :dimensions].reshape(x.shape).requires_grad_()
-            dy = line.slope(denoiser(expand(line.scale(path.alpha(t), path.sigma(t)), y) * y, t))
+            dy = line.slope(denoiser(line.x(y, t), t))
         return torch.cat((dy.detach().flatten(1), _traces(dy, y, probes) / dimensions), dim=1)
 
     def norm(error: Tensor) -> Tensor:
         return torch.maximum(*map(root_mean_square, (error[:, :dimensions], error[:, dimensions:])))
 
     start = torch.cat(((x / scale_here).flatten(1), x.new_zeros(len(x), len(probes))), dim=1)
-    ((_, _, end),) = deque(integrated(slope, start, first, last, rtol, atol, time, norm), maxlen=1)
+    ((_, _, end),) = deque(integrated(slope, start, first, last, rtol, atol, line.time, norm), maxlen=1)
     y, gained = end.double().split((dimensions, len(probes)), dim=1)
     at_noise = _log_normal(scale_there * y, path.prior_std(path.t_max)) + dimensions * math.log(scale_there)
     each = at_noise[:, None] + dimensions * gained - dimensions * math.log(scale_here)

@@ -41,7 +41,7 @@ class NCSNpp(UNetConfig):
     way down."""
     channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 2, 2), min_length=1)
     """Channels of each level in units of base_channels; between levels the resolution halves."""
-    blocks_per_level: int = Field(4, ge=1)
+    blocks_per_level: int = Field(4, ge=1, le=100)
     """Residual blocks of each level on the way down; one more on the way up."""
     dropout: float = Field(0.13, ge=0, lt=1)
     """Share of activations that residual blocks drop in training."""

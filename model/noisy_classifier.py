@@ -25,7 +25,7 @@ class NoisyClassifier(UNetConfig):
     """Channels at full resolution."""
     channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 2), min_length=1)
     """Channels of each level in units of base_channels; between levels the resolution halves."""
-    blocks_per_level: int = Field(1, ge=1)
+    blocks_per_level: int = Field(1, ge=1, le=100)
     """Residual blocks of each level."""
     attention_sizes: tuple[int, ...] = ()
     """Side lengths, in pixels, of the feature maps that get self-attention."""

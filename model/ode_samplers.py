@@ -1,7 +1,7 @@
 """Samplers that solve the probability-flow ODE by one-step methods: Euler, Heun, and Runge-Kutta of adaptive step."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .denoiser import Denoiser, expand
+from .denoiser import Denoiser
 from .gaussian_path import GaussianPath
 from .grids import Grid
-from .sampler import GridSampler, NoiseSource, Point, SamplerBase, State, StraightLine
+from .probability_flow import StraightLine, integrated
+from .sampler import GridSampler, NoiseSource, Point, SamplerBase, State
 
 
 class _EDMSampler(GridSampler):
@@ -86,24 +87,11 @@ class Heun(_EDMSampler):
 
     order: ClassVar[int] = 2
     kind: Literal["heun"] = "heun"
-    steps: int = Field(18, ge=1)
+    steps: int = Field(18, ge=1, le=100_000)
     """Number of steps, with two evaluations of the network each, but for the last; at most T on a path of T steps."""
 
     def evaluations(self, path: GaussianPath) -> int:  # noqa: ARG002  # the base class's signature
         return 2 * self.steps - 1
-
-
-# Coefficients of Dormand & Prince 1980, table 2 (RK5(4)7M): rows of stages, and what the two orders differ by.
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-_MOST_TRIES = 10_000
 
 
 class RK45(SamplerBase):
@@ -156,73 +144,11 @@ class RK45(SamplerBase):
         """The state after each try. FloatingPointError where the steps do not arrive."""
         line = StraightLine(path)
 
-        def time(tau: Tensor) -> Tensor:
-            return line.time(tau).clamp(path.t_min, path.t_max)
-
         def slope(tau: Tensor, y: Tensor) -> Tensor:
-            t = time(tau)
-            return line.slope(denoiser(expand(line.scale(path.alpha(t), path.sigma(t)), y) * y, t))
+            t = line.time(tau)
+            return line.slope(denoiser(line.x(y, t), t))
 
         first, last = (line.tau(*path.at(t)) for t in (start, end))
         begin = x / line.scale(*path.at(start))
-        for mean_t, tau, y in integrated(slope, begin, first, last, self.rtol, self.atol, time):
-            t = time(tau)
-            yield State(mean_t, expand(line.scale(path.alpha(t), path.sigma(t)), y) * y)
-
-
-Slope = Callable[[Tensor, Tensor], Tensor]
-"""(tau float64 [B], y [B, ...]) -> dy / dtau, like y."""
-
-
-def root_mean_square(x: Tensor) -> Tensor:
-    """Of all numbers of each image. [B, ...] -> float64 [B]."""
-    return x.double().square().flatten(1).mean(1).sqrt()
-
-
-def integrated(
-    slope: Slope,
-    y: Tensor,
-    first: float,
-    last: float,
-    rtol: float,
-    atol: float,
-    time: Callable[[Tensor], Tensor],
-    norm: Callable[[Tensor], Tensor] = root_mean_square,
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Solves dy / dtau = slope from tau = first to last, for each image of the batch by steps of its own.
-
-    After each try: the mean time over the images, their tau float64 [B], and y [B, ...]; at the end all tau are `last`.
-    Errors are measured against atol + rtol |y|, and a step is taken where the norm of that ratio is at most 1. time:
-    the path's time at tau. One look at the device a try. FloatingPointError where the steps do not arrive.
-    """
-    tau = torch.full((len(y),), first, dtype=torch.float64, device=y.device)
-    h = torch.full_like(tau, math.copysign(first / 10, last - first))
-    k = slope(tau, y)
-    for _ in range(_MOST_TRIES):
-        h = torch.where(h.abs() > (last - tau).abs(), last - tau, h)  # 0 for an image that has arrived
-        proposal, k_proposal, error = _dormand_prince(slope, tau, y, k, h)
-        allowed = atol + rtol * torch.maximum(y.abs(), proposal.abs())
-        off = norm(error / allowed)
-        accepted = off <= 1
-        tau = torch.where(accepted, torch.where(h == last - tau, last, tau + h), tau)
-        y = torch.where(expand(accepted, y) > 0, proposal, y)
-        k = torch.where(expand(accepted, y) > 0, k_proposal, k)
-        h = h * (0.9 * off**-0.2).clamp(0.2, 10)
-        looks = torch.stack((time(tau).mean(), off.isfinite().all().double(), (tau == last).all().double()))
-        mean_t, finite, arrived = looks.tolist()
-        yield mean_t, tau, y
-        if arrived:
-            return
-        if not finite:
-            break
-    raise FloatingPointError(f"rk45: steps became too small or images not finite after t = {mean_t:.4g}")
-
-
-def _dormand_prince(slope: Slope, tau: Tensor, y: Tensor, k: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Y at tau + h, the slope there, and the estimated error of y. k: the slope at tau; tau, h: float64 [B]."""
-    slopes, width = [k], expand(h, y)
-    for row in _STAGES:
-        proposal = y + width * sum(weight * each for weight, each in zip(row, slopes, strict=True))
-        slopes.append(slope(tau + sum(row) * h, proposal))
-    error = width * sum(weight * each for weight, each in zip(_ERROR, slopes, strict=True))
-    return proposal, slopes[-1], error
+        for mean_t, tau, y in integrated(slope, begin, first, last, self.rtol, self.atol, line.time):
+            yield State(mean_t, line.x(y, line.time(tau)))

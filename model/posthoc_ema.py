@@ -20,7 +20,7 @@ from .record import Record
 _Array = NDArray[np.float64]
 
 
-class Snapshot(Record):
+class EMASnapshot(Record):
     """A power-function average as it was at one moment of the training."""
 
     images_seen: int = Field(gt=0)
@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
     1e-7."""
 
 
-def reconstruct_average(stored: Sequence[Snapshot], wanted: Snapshot) -> Reconstruction:
+def reconstruct_average(stored: Sequence[EMASnapshot], wanted: EMASnapshot) -> Reconstruction:
     """The combination of stored profiles that is nearest to the wanted one, in float64.
 
     Karras et al. 2024, algorithm 3, but the least squares are solved under the condition that the coefficients sum
@@ -85,7 +85,7 @@ def _nearest(A: _Array, b: _Array) -> _Array:
     return np.asarray(solution[:n] / norm)
 
 
-def _nothing_words(stored: Sequence[Snapshot], wanted: Snapshot) -> str:
+def _nothing_words(stored: Sequence[EMASnapshot], wanted: EMASnapshot) -> str:
     if not stored:
         return "no averages were stored, expected at least one; store some of kind power_function while training"
     first = min(snapshot.images_seen for snapshot in stored)

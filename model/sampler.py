@@ -8,15 +8,16 @@ device.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .clipping import Clip, clipped
-from .denoiser import Denoiser, Prediction
+from .denoiser import Denoiser
 from .gaussian_path import GaussianPath
 from .grids import Grid, time_grid
 from .record import Record
@@ -24,11 +25,7 @@ from .record import Record
 NoiseSource = Callable[[int], Tensor]
 """Number of the draw, from 0 -> standard normal noise shaped like x."""
 
-
-_LARGEST_TAU = 1000.0
 _ROUNDING = 1e-9  # of a time
-
-Number = TypeVar("Number", float, Tensor)
 
 
 class State(NamedTuple):
@@ -109,7 +106,7 @@ class SamplerBase(Record):
 class GridSampler(SamplerBase):
     """A sampler that steps from point to point of a grid, and from its last point to the data."""
 
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=100_000)
     """Number of steps; at most T on a path of T steps."""
     grid: Grid = "uniform"
     """Where the steps lie. Even in t: uniform, trailing, leading, linspace; denser near the data: quadratic, the DDIM
@@ -157,6 +154,18 @@ class GridSampler(SamplerBase):
         """Each step's beginning and end, from the noisiest, or from `start`, to the data."""
         return pairwise(self.points(path, start))
 
+    def _walk(
+        self, denoiser: Denoiser, path: GaussianPath, x: Tensor, noise: NoiseSource, start: float
+    ) -> Iterator[State]:
+        """Step after step. Samplers that look beyond one, or draw more than once in it, walk in a way of their own."""
+        for now, after in self.pairs(path, start):
+            x = self._step(denoiser, now, after, x, partial(noise, now.number))
+            yield State(after.t, x)
+
+    def _step(self, denoiser: Denoiser, now: Point, after: Point, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
+        """From x at `now` to x at the cleaner point `after`. z: draws noise like x."""
+        raise NotImplementedError  # each sampler that does not walk otherwise states its own
+
 
 def transition_variance(now: Point, after: Point) -> float:
     """Variance that the path adds between the cleaner point `after` and `now`. Kingma et al. 2021, appendix A.1."""
@@ -172,34 +181,3 @@ def posterior_mean(now: Point, after: Point, x: Tensor, x0: Tensor) -> Tensor:
     """Mean of x at the cleaner point given x now and x0. Ho et al. 2020, eq. 7, for any path."""
     ratio = now.alpha / after.alpha
     return (after.alpha * transition_variance(now, after) * x0 + ratio * after.sigma**2 * x) / now.sigma**2
-
-
-class StraightLine:
-    """Variables in which denoising is a straight line wherever the prediction stays: y = x / scale against tau.
-
-    x / alpha against sigma / alpha, as in EDM (Karras et al. 2022, eq. 4); on paths where that grows beyond 1,000, so
-    that no grid could follow it, x / (alpha + sigma) against sigma / (alpha + sigma), as in rectified flow.
-    Euler's method is DDIM in both. Works on floats and on tensors.
-    """
-
-    def __init__(self, path: GaussianPath) -> None:
-        self.path = path
-        alpha, sigma = path.at(path.t_max)
-        self._flow = sigma > _LARGEST_TAU * alpha
-
-    def scale(self, alpha: Number, sigma: Number) -> Number:
-        """The factor x / y."""
-        return alpha + sigma if self._flow else alpha
-
-    def tau(self, alpha: Number, sigma: Number) -> Number:
-        """Falls to 0 at the data."""
-        return sigma / self.scale(alpha, sigma)
-
-    def time(self, tau: Tensor) -> Tensor:
-        """The path's time at tau > 0. float64, like tau."""
-        noise_to_data = tau / (1 - tau) if self._flow else tau
-        return self.path.time(-noise_to_data.log())
-
-    def slope(self, prediction: Prediction) -> Tensor:
-        """The slope dy / dtau."""
-        return prediction.eps - prediction.x0 if self._flow else prediction.eps

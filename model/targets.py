@@ -143,7 +143,7 @@ class EDM(_Target):
     """
 
     kind: Literal["edm"] = "edm"
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(0.5, ge=1e-6, le=1e6)
     """Standard deviation of the images' pixels, which lie in [-1, 1]."""
 
     def conversion(self, path: GaussianPath, t: Tensor) -> Conversion:

@@ -23,7 +23,7 @@ class UNetConfig(Record):
     """Channels at full resolution."""
     channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 2, 2), min_length=1)
     """Channels of each level in units of base_channels; between levels the resolution halves."""
-    blocks_per_level: int = Field(2, ge=1)
+    blocks_per_level: int = Field(2, ge=1, le=100)
     """Residual blocks of each level on the way down; one more on the way up."""
     attention_sizes: tuple[int, ...] = (16,)
     """Side lengths, in pixels, of the feature maps that get self-attention; the middle block always has it."""

@@ -86,7 +86,7 @@ class EDMWeighting(_Weighting):
     """Unit weight on the output of a network with EDM's preconditioning. Karras et al. 2022, table 1."""
 
     kind: Literal["edm"] = "edm"
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(0.5, ge=1e-6, le=1e6)
     """Standard deviation of the images' pixels, which lie in [-1, 1]."""
 
     def of_image(self, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from evaluation.atomic import whole_file
-from model import Reconstruction, Snapshot, combine_weights, reconstruct_average
+from model import EMASnapshot, Reconstruction, combine_weights, reconstruct_average
 
 from .errors import TrainingError
 from .files import mismatch, sha256_of, write_bytes
@@ -30,7 +30,7 @@ error of 0.1 then adds a hundredth to the variance of the average."""
 _KEPT, _POSTHOC = "images-{:012d}-sigma_rel-{}.safetensors", "sigma_rel-{}.safetensors"
 
 
-def keep(file: Path, folder: Path, moment: Snapshot) -> None:
+def keep(file: Path, folder: Path, moment: EMASnapshot) -> None:
     """Keeps a checkpoint's file in `folder`, as a hard link where the file system can. OSError where it refuses.
 
     moment: what the file holds. One of the same moment is replaced: a training that resumed from before makes it again.
@@ -99,10 +99,10 @@ def along_the_way(folder: Path, kept: Mapping[str, str]) -> list[KeptAverage]:
     return sorted(narrowest, key=lambda average: average.images_seen)
 
 
-def _moment(name: str) -> Snapshot:
+def _moment(name: str) -> EMASnapshot:
     """What the file of this name holds."""
     images, sigma_rel = name.removeprefix("images-").removesuffix(".safetensors").split("-sigma_rel-")
-    return Snapshot(images_seen=int(images), sigma_rel=float(sigma_rel))
+    return EMASnapshot(images_seen=int(images), sigma_rel=float(sigma_rel))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PostHocAverage:
     """Where the training has kept them."""
     kept: Mapping[str, str]
     """File name -> sha256, as `kept` found them when the training ended."""
-    wanted: Snapshot
+    wanted: EMASnapshot
 
     @property
     def file(self) -> Path:

@@ -8,7 +8,6 @@ so that training neither waits for the storage nor leaves half a checkpoint behi
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,8 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model import PowerFunctionEMA
-from model import Snapshot as Moment
+from model import EMASnapshot, PowerFunctionEMA
 
 from .averages import AVERAGES, keep
 from .errors import TrainingError
@@ -58,7 +56,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     manifest: dict[str, Any]
     """Without the digests of the files."""
-    kept: dict[str, Moment]
+    kept: dict[str, EMASnapshot]
     """Its files that stay when the checkpoint is removed, and which average each holds."""
 
     @classmethod
@@ -80,7 +78,7 @@ class Snapshot:
             "curve": list(state.curve),
         }
         kept = {
-            average_file(number): Moment(images_seen=state.images_seen, sigma_rel=profile.sigma_rel)
+            average_file(number): EMASnapshot(images_seen=state.images_seen, sigma_rel=profile.sigma_rel)
             for number, profile in enumerate(state.ema.profiles)
             if isinstance(profile, PowerFunctionEMA)
         }
@@ -242,11 +240,14 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. TrainingError, with the file's name, unless all files are there and unchanged."""
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        found, sha256 = manifest["format"], dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(f"{folder}: no readable {MANIFEST} ({error}); remove this unfinished checkpoint") from None
-    if manifest["format"] != FORMAT:
-        raise TrainingError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
-    for name, expected in manifest["sha256"].items():
+    if found != FORMAT:
+        raise TrainingError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
+    if strange := {name for name in sha256 if Path(name).name != name} | ({NETWORK, AVERAGE, OPTIMIZER} - set(sha256)):
+        raise TrainingError(f"{folder}: {MANIFEST} names other files than a checkpoint has ({min(strange)}); remove it")
+    for name, expected in sha256.items():
         if wrong := mismatch(folder / name, expected):
             raise TrainingError(f"{wrong}; remove this damaged checkpoint")
     return manifest

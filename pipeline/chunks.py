@@ -129,7 +129,7 @@ class Chunks:
             kept_sha256, kept_device = (str(each) for each in read_arrays(self.path(chunk), "pixels_sha256", "device"))
         except DataError:
             return
-        if (kept_device, kept_sha256 != pixels_sha256) == (device, True):
+        if kept_device == device and kept_sha256 != pixels_sha256:
             raise SamplingError(
                 f"{self.path(chunk)}: non-deterministic sampler: drawn again on {device}, its pixels have sha256 "
                 f"{pixels_sha256[:12]} and not {kept_sha256[:12]}; scores would depend on chance. Are nodes of one "

@@ -1,8 +1,6 @@
 """Two scored models side by side, with their uncertainty, where they were scored in the same way; else why not."""
 
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,25 +14,23 @@ from .errors import ConfigError, PipelineError
 from .evaluate import PROTOCOL
 from .files import read_json
 from .mlflow_store import check_answers, connect, default_store, reported
-from .registry import PRIMARY_TAG
+from .model_scores import ModelScores
+from .model_uri import ModelURI
+from .registry import PRIMARY_TAG, scores_of
 from .summary import SUMMARY
 from .terminal import Terminal
 
-_REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))")
 _SCORES = TypeAdapter(dict[str, float | None])
 _DISTINCT = 2.0
 """Combined standard errors from which on a difference is taken for one."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A model's scores and how they came about."""
+@dataclass(frozen=True, kw_only=True)
+class Scored(ModelScores):
+    """A model, and how it scored under which protocol."""
 
     name: str
     protocol: Protocol
-    primary: str
-    """The name of the score that decides; lower is better."""
-    scores: Mapping[str, float | None]
 
 
 def run_compare(first: str, second: str, tracking_uri: str, timeout_s: float, terminal: Terminal) -> None:
@@ -49,27 +45,25 @@ def run_compare(first: str, second: str, tracking_uri: str, timeout_s: float, te
         )
     rows = [("", one.name, other.name, "difference")]
     names = [name for name in one.scores if name in other.scores and not name.endswith("_se")]
-    rows += [(name, _shown(one, name), _shown(other, name), _difference(one, other, name)) for name in names]
+    rows += [(name, one.shown(name), other.shown(name), _difference(one, other, name)) for name in names]
     terminal.table(rows, "<>>>")
     terminal.facts({"verdict": verdict(one, other)})
 
 
 def verdict(one: Scored, other: Scored) -> str:
     """Which is better by the score that decides, and whether that is more than chance."""
-    values, errors = ([each.scores.get(name) for each in (one, other)] for name in (one.primary, f"{one.primary}_se"))
-    if any(value is None for value in values):
-        return f"no {one.primary} of both"
-    difference = _number(values[0]) - _number(values[1])
+    name = one.primary
+    if one.decisive is None or other.decisive is None:
+        return f"no {name} of both"
+    difference = one.decisive - other.decisive
     better = other if difference > 0 else one
-    if any(error is None for error in errors):
-        return f"{better.name} has the lower {one.primary}; how much of that is chance is not known (no standard error)"
-    combined = math.hypot(*map(_number, errors))
+    if one.error is None or other.error is None:
+        return f"{better.name} has the lower {name}; how much of that is chance is not known (no standard error)"
+    combined = math.hypot(one.error, other.error)
     ratio = abs(difference) / combined if combined else math.inf
     if ratio < _DISTINCT:
         return f"no difference beyond chance: {abs(difference):.3g} is {ratio:.1f} combined standard errors"
-    return (
-        f"{better.name} is better: {one.primary} lower by {abs(difference):.3g}, {ratio:.1f} combined standard errors"
-    )
+    return f"{better.name} is better: {name} lower by {abs(difference):.3g}, {ratio:.1f} combined standard errors"
 
 
 def scored(name: str, tracking_uri: str, timeout_s: float) -> Scored:
@@ -87,26 +81,22 @@ def scored(name: str, tracking_uri: str, timeout_s: float) -> Scored:
 
 
 def _registered(name: str, uri: str, timeout_s: float) -> Scored:
-    match = _REGISTERED.fullmatch(name)
-    if match is None:
-        raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
-    model, alias, number = match.groups()
+    wanted = ModelURI.parsed(name)
     check_answers(uri, timeout_s)
     with reported(f"look up {name}", uri), TemporaryDirectory() as folder:
         client = connect(uri)
-        version = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
-        if PRIMARY_TAG not in version.tags:
+        version = wanted.version(client)
+        scores = scores_of(client, version)
+        if PRIMARY_TAG not in version.tags or scores is None:
             raise ConfigError(f"{name}: version {version.version} was not scored by this program; name one that was")
         with default_store(uri):
             protocol = read_json(Path(client.download_artifacts(str(version.run_id), PROTOCOL, folder)))
-        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
-    scores = {metric.key: metric.value for metric in metrics}
-    return _as_scored(f"{model}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
+    return _as_scored(f"{version.name}/{version.version}", protocol, version.tags[PRIMARY_TAG], scores)
 
 
 def _as_scored(name: str, protocol: Any, primary: str, scores: Any) -> Scored:
     try:
-        return Scored(name, Protocol.model_validate(protocol), primary, _SCORES.validate_python(scores))
+        return Scored(primary, _SCORES.validate_python(scores), name=name, protocol=Protocol.model_validate(protocol))
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
         raise ConfigError(
@@ -115,16 +105,6 @@ def _as_scored(name: str, protocol: Any, primary: str, scores: Any) -> Scored:
         ) from None
 
 
-def _shown(one: Scored, name: str) -> str:
-    value, error = one.scores.get(name), one.scores.get(f"{name}_se")
-    return "not available" if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
-
-
 def _difference(one: Scored, other: Scored, name: str) -> str:
-    values = one.scores[name], other.scores[name]
-    return "" if None in values else f"{_number(values[1]) - _number(values[0]):+.3g}"
-
-
-def _number(value: float | None) -> float:
-    assert value is not None
-    return value
+    before, after = one.score(name), other.score(name)
+    return "" if before is None or after is None else f"{after - before:+.3g}"

@@ -1,17 +1,13 @@
 """The schema of a run file: these records are the YAML, its checks, its help text and the objects that do the work."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from evaluation import Extractor, Likelihood, check_likelihoods
+from evaluation import Extractor, Likelihood
 from model import (
-    AUGMENT_LABELS,
     WIDEST_SIGMA_REL,
-    ClassifierFreeGuidance,
-    ClassifierGuidance,
     ClassLabels,
     Codec,
     Conditioning,
@@ -20,12 +16,9 @@ from model import (
     FixedVariance,
     Guidance,
     IdentityCodec,
-    LearnedRange,
     ModelSpec,
-    NCSNpp,
     Network,
     NoGuidance,
-    PowerFunctionEMA,
     Precision,
     Record,
     Sampler,
@@ -35,12 +28,13 @@ from model import (
 )
 from model import Path as GaussianPath  # not a file's
 
+from .consistency import mistakes_in
+from .data_config import DataConfig
 from .files import sha256_of
 from .gate import Gate
 from .keyroles import Resource
 from .mlflow_store import ANSWER_S
 from .shard_index import MANIFEST
-from .sources import DataConfig
 from .train_config import TrainConfig, Workers
 
 
@@ -218,40 +212,7 @@ class Config(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        mistakes = []
-        fewest, most = self.train.worker_range
-        if fewest > most:
-            mistakes.append(f"train.num_workers: [{fewest}, {most}], expected the least first")
-        fewest, most = self.sampler_range
-        if fewest > most:
-            mistakes.append(f"cluster.num_samplers: [{fewest}, {most}], expected the least first")
-        mistakes += self._idle_worker_mistakes("train.batch_size", self.train.batch_size)
-        checks: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("network", lambda: self.network.check_image_size(self.latent_shape[1])),
-            ("network", lambda: self.network.check_path(self.path) if isinstance(self.network, NCSNpp) else None),
-            ("target", lambda: self.target.check(self.path)),
-            ("variance", lambda: self.variance.check(self.path)),
-            ("sample.sampler", lambda: self.sample.sampler.check(self.path)),
-        )
-        for section, check in checks:
-            mistakes += _refusal(section, check)
-        if getattr(self.network, "cross_attention", None) is not None and not self.conditioning.classes:
-            mistakes.append(
-                "network.cross_attention: attends to the class of an image, and the network is not told of any; set "
-                'conditioning="{kind: class_label, classes: N}", or cross_attention to null'
-            )
-        mistakes += self._guidance_mistakes()
-        mistakes += self._sampler_mistakes()
-        mistakes += self._augmentation_mistakes()
-        mistakes += self._average_mistakes()
-        if self.train.images == 0 and self.train.warm_start is None:
-            mistakes.append("train.images: 0 trains nothing; name the model to take as it is by train.warm_start")
-        if not mistakes:  # where the target is singular, so are its weights
-            mistakes += _refusal("train.weighting", lambda: self.train.weighting.check(self.path, self.target))
-            mistakes += _refusal(
-                "evaluate.likelihoods", lambda: check_likelihoods(self.evaluate.likelihoods, self.spec)
-            )
-        if mistakes:
+        if mistakes := list(mistakes_in(self)):
             raise ValueError("\n".join(mistakes))
         return self
 
@@ -262,86 +223,6 @@ class Config(Record):
         if samplers is None:
             return self.train.worker_range
         return (samplers, samplers) if isinstance(samplers, int) else samplers
-
-    def _idle_worker_mistakes(self, key: str, batch_size: int) -> Iterator[str]:
-        most = max(self.train.worker_range)
-        if batch_size < most:
-            yield f"{key} {batch_size} is less than train.num_workers {most}; some would have no image to learn from"
-
-    def _guidance_mistakes(self) -> Iterator[str]:
-        guidance, told = self.sample.guidance, self.conditioning.classes
-        if isinstance(guidance, ClassifierFreeGuidance):
-            if not isinstance(self.conditioning, ClassLabels):
-                yield (
-                    f"sample.guidance: {guidance.kind} follows the class of an image, and the network is not "
-                    'told of any; set conditioning="{kind: class_label, classes: N}"'
-                )
-            elif self.conditioning.dropout == 0:
-                yield (
-                    f"sample.guidance: {guidance.kind} compares with images whose class is withheld, and "
-                    "conditioning.dropout 0 never withholds it; set dropout to 0.1 or so"
-                )
-        if isinstance(guidance, ClassifierGuidance):
-            classifier = guidance.classifier
-            yield from _refusal("sample.guidance.classifier", lambda: classifier.check_image_size(self.latent_shape[1]))
-            if told and told != classifier.classes:
-                yield (
-                    f"sample.guidance.classifier.classes: {classifier.classes}, but conditioning.classes is {told}; "
-                    "make them equal"
-                )
-            yield from self._idle_worker_mistakes("sample.guidance.classifier.batch_size", classifier.batch_size)
-
-    def _sampler_mistakes(self) -> Iterator[str]:
-        sampler = self.sample.sampler
-        if getattr(sampler, "variance", None) == "learned" and not isinstance(self.variance, LearnedRange):
-            yield (
-                "sample.sampler.variance: learned, but the network predicts none; set variance.kind=learned_range, or "
-                "use fixed_small or fixed_large"
-            )
-        if sampler.clip != "none" and not self.codec.bounded:
-            yield (
-                f"sample.sampler.clip: {sampler.clip} keeps images in [-1, 1], and latents of codec {self.codec.kind} "
-                "lie beyond; use none"
-            )
-
-    def _average_mistakes(self) -> Iterator[str]:
-        wanted = {}
-        if self.sample.sigma_rel is not None:
-            wanted["sample.sigma_rel"] = (f"{self.sample.sigma_rel:g}", "null")
-        if self.evaluate.curve_images:
-            wanted["evaluate.curve_images"] = (f"{self.evaluate.curve_images:,}", "0")
-        if self.evaluate.curve_images == 1:
-            yield "evaluate.curve_images: 1 image has no covariance; draw more, or none"
-        kept = any(isinstance(profile, PowerFunctionEMA) for profile in (self.train.ema, *self.train.also_averaged))
-        for key, (value, without) in wanted.items():
-            if self.train.images == 0:
-                yield f"{key}: {value}, but train.images 0 keeps no averages; set it to {without}"
-            elif not kept:
-                yield (
-                    f"{key}: {value} is made of power-function averages, and train.ema and train.also_averaged keep "
-                    'none; set train.also_averaged="[{kind: power_function, sigma_rel: 0.05}, {kind: power_function, '
-                    f'sigma_rel: 0.1}}]", or {key} to {without}'
-                )
-
-    def _augmentation_mistakes(self) -> Iterator[str]:
-        told = getattr(self.network, "augment_labels", 0)
-        if self.train.augmentation is None:
-            if told:
-                yield (
-                    f"network.augment_labels: {told}, but train.augmentation is null, so there is nothing to tell; set "
-                    "one as the other"
-                )
-            return
-        if told != AUGMENT_LABELS:
-            yield (
-                "train.augmentation: the network must be told how its images were changed; use network.kind=ncsnpp "
-                f"with augment_labels: {AUGMENT_LABELS}"
-            )
-        if self.train.hflip:
-            yield (
-                "train.hflip: augmentation mirrors images, too, and tells the network; set train.hflip=false or "
-                "train.augmentation=null"
-            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -366,12 +247,3 @@ class Config(Record):
             codec=self.codec,
             classes=self.conditioning.classes,
         )
-
-
-def _refusal(section: str, check: Callable[[], None]) -> list[str]:
-    """What `check` has against this section; empty where nothing."""
-    try:
-        check()
-    except ValueError as error:
-        return [f"{section}: {error}"]
-    return []

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
-from .keys import element_of, fields_of, kind_of, sections_in, type_words, value_words, words_in
-from .yamltext import KeyPath, YamlError, dotted, read_yaml, write_yaml
+from .schema import element_of, fields_of, kind_of, sections_in, type_words, value_words, words_in
+from .yamltext import MAX_DEPTH, KeyPath, YamlError, dotted, read_yaml, write_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -73,8 +73,8 @@ class _Draft:
     def override(self, text: str, origin: str) -> None:
         key, equals, value_text = text.partition("=")
         path = tuple(key.split("."))
-        if not equals or not _KEY.fullmatch(key):
-            self.mistakes.append(f"found {text!r}, expected section.key=value ({origin})")
+        if not equals or not _KEY.fullmatch(key) or len(path) > MAX_DEPTH:
+            self.mistakes.append(f"found {_shown(text)}, expected section.key=value ({origin})")
             return
         try:
             document = read_yaml(value_text)

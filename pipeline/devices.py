@@ -1,7 +1,10 @@
 """What devices are known to do: what we measured on them, and where we measured nothing, what their makers publish.
 
-A row of `MEASURED` names the file in tests/benchmarks/results/ that it was taken from, and a test compares them. To add
-a device: measure it (tests/benchmarks/gpu.py), commit the record, and add its rows here.
+A `Measurement` names the file in tests/benchmarks/results/ that it was taken from, and a test compares them. To add a
+device: measure it (tests/benchmarks/gpu.py), commit the record, and add its rows here.
+
+Published peaks are those of dense products, half of what data sheets print where they count with sparsity; links are
+one way, half of what they print for both.
 """
 
 import math
@@ -112,7 +115,7 @@ DEVICES = {
             per_host=8,
             link_bytes_per_s=300e9,
             peak_flop_per_s={"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-            published="NVIDIA A100 data sheet, 2021",
+            published="NVIDIA A100 data sheet, 2021, without sparsity",
         ),
         Device(
             "h100",

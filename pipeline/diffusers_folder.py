@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from model import DDIM, ClassLabels, Conditioning, ModelSpec, Record, Unconditional
+from model import DDIM, ModelSpec, Record
 
 from .configfile import load
 from .diffusers_layers import to_ours, to_theirs
@@ -224,15 +224,12 @@ def _weights(folder: Path, described: Description, blocks_per_level: int) -> dic
 def _overrides(described: Description, into: Path) -> Iterator[str]:
     """What a run file must say to take this model as it is."""
     spec = described.spec
-    told: Conditioning = Unconditional()
-    if spec.classes:
-        told = ClassLabels(classes=spec.classes, **({} if described.labels_withheld else {"dropout": 0}))
     sections = {
         "network": spec.network,
         "path": spec.path,
         "target": spec.target,
         "variance": spec.variance,
-        "conditioning": told,
+        "conditioning": described.conditioning,
         "sample.sampler": described.sampler,
     }
     yield from ("train.images=0", f"train.warm_start={json.dumps(str(into))}")

@@ -28,7 +28,7 @@ from model import (
 )
 
 from .diffusers_unet import TheirConfig
-from .keys import value_words
+from .schema import value_words
 
 _ALWAYS = {"thresholding": False, "clip_sample_range": 1.0, "steps_offset": 0, "set_alpha_to_one": True}
 _SCHEDULES: dict[str, type[DiscretePath]] = {

@@ -13,7 +13,7 @@ from torch import nn
 
 from model import ADMUNet, DDPMUNet, ModelSpec, Record
 
-from .keys import value_words
+from .schema import value_words
 
 _ALWAYS = {"center_input_sample": False, "mid_block_scale_factor": 1.0, "add_attention": True}
 _DDPM = {

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from .config import Config
 from .doctor_checks import CHECKS
-from .examination import Examination, Finding, failures
+from .examination import Examination, Finding
 from .terminal import Terminal
 
 _STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}
@@ -22,7 +22,7 @@ def run_doctor(config: Config, all_shards: bool, terminal: Terminal) -> int:
     with Examination(config, all_shards) as examination:
         findings = [examination.perform(check) for check in CHECKS]
     show(findings, terminal.console)
-    return 1 if failures(findings) else 0
+    return int(any(finding.verdict == "fail" for finding in findings))
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:

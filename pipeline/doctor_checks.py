@@ -12,7 +12,6 @@ from typing import Any
 import ray
 
 from evaluation import WeightsFile
-from model import PowerFunctionEMA
 
 from . import doctor_nodes
 from .errors import ClusterError, ConfigError, DataError, PipelineError, TrackingError
@@ -24,7 +23,8 @@ from .shard_index import ShardIndex
 from .shipment import PACKAGES
 from .sources import Shards, Stream
 from .terminal import size
-from .volumes import checkpoint_bytes, network_of, weights_bytes
+from .volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
+from .warm_start import find_start
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16
@@ -114,12 +114,10 @@ def output_is_shared(examination: Examination) -> str:
 def disk_has_room(examination: Examination) -> str:
     """Of output, for the checkpoints that a training keeps."""
     train = examination.config.train
-    averages = [train.ema, *train.also_averaged]
     network = network_of(examination.config)
-    checkpoint = checkpoint_bytes(network, len(averages), points=0)
-    written = -(-train.images // train.checkpoint_images)
-    lasting = weights_bytes(network) * written * sum(isinstance(each, PowerFunctionEMA) for each in averages)
-    needed = checkpoint * min(train.keep_checkpoints + 2, written + 1) + lasting  # the best, and one that is written
+    checkpoint = checkpoint_bytes(network, 1 + len(train.also_averaged), points=0)
+    most = min(train.keep_checkpoints + 2, checkpoints_written(train) + 1)  # with the best, and one that is written
+    needed = checkpoint * most + weights_bytes(network) * averages_kept(train)
     output = next(folder for folder in (examination.run.output, *examination.run.output.parents) if folder.exists())
     free = shutil.disk_usage(output).free
     if needed > free:
@@ -259,6 +257,14 @@ def weights_are_there(examination: Examination) -> str:
     return f"{extractor.path}, sha256 {digest[:12]}, on every node"
 
 
+def start_is_there(examination: Examination) -> str:
+    """The weights that training starts from, which are read here alone and reach the workers by way of output."""
+    name = examination.config.train.warm_start
+    if name is None:
+        return "training starts from random weights"
+    return f"training starts from {find_start(name, examination.config, examination.run.tracking_uri)}"
+
+
 CHECKS: tuple[Check, ...] = (
     cluster_answers,
     resources_suffice,
@@ -271,4 +277,5 @@ CHECKS: tuple[Check, ...] = (
     workers_reduce,
     mlflow_answers,
     weights_are_there,
+    start_is_there,
 )

@@ -23,7 +23,7 @@ from model import (
 from .chunks import ChunkTask
 from .compiler import check_compiler
 from .config import SampleConfig
-from .drawing import STRIP_FRAMES, images_counted, strip
+from .drawing import STRIP_FRAMES, device_name, images_counted, strip
 from .errors import TrainingError
 from .features import Extraction
 from .files import write_arrays
@@ -127,10 +127,3 @@ class Drawer:
             for some in shares.split(config.chunk_images)
         ]
         return torch.cat(frames)[:STRIP_FRAMES].cpu().numpy()
-
-
-def device_name(device: torch.device) -> str:
-    """The kind of processor: on one kind the same chunk has the same pixels, to the bit."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {torch.backends.cpu.get_cpu_capability()}"

@@ -1,5 +1,5 @@
-"""What drawing needs on actors and at once: how often the network was asked, how images emerge from noise, and how they
-drown in it.
+"""What drawing needs on actors and at once: by what kind of processor it is done, how often the network was asked, how
+images emerge from noise, and how they drown in it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from model import ModelSpec, State, Stream, TrainedModel, normal, to_uint8, to_unit_range
 
 STRIP_FRAMES = 9
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of processor: on one kind the same chunk has the same pixels, to the bit."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
 @contextmanager

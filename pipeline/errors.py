@@ -3,6 +3,10 @@
 Each takes its whole message as its one argument, so it survives the pickling between Ray processes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class PipelineError(Exception):
     """A failed run; exit code 1. The message says what, where, found against expected, and what to do."""
@@ -40,3 +44,12 @@ class SamplingError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow does not answer or does not accept what it is sent."""
+
+
+@contextmanager
+def disk_errors(output: str | Path) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written to, is no fault of the program: PipelineError."""
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(f"{error} (output is {output}); mend it, and the same command goes on") from error

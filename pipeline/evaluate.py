@@ -56,7 +56,7 @@ class Evaluate(Stage):
     def compute(self, run: Run, folder: Path) -> Facts:
         extraction, features = extraction_of(run), SampleFeatures.of(run)
         chunks, files = features.chunks, features.files
-        write_missing(run, self.name, files, list(chunks.batches()), FeatureWriter, extraction, chunks)
+        write_missing(run, self.name, files, list(chunks.batches()), SampleFeatureWriter, extraction, chunks)
         facts = _score(run, features, folder)
         export_score(run.config.name, facts)
         return facts
@@ -79,7 +79,7 @@ def export_score(run: str, facts: Facts) -> None:
         Gauges("evaluate", run=run, score=name).set({"score": facts["scores"][name]})
 
 
-class FeatureWriter:
+class SampleFeatureWriter:
     """Runs as an actor: loads the extractor once and writes the features of chunks that were drawn without it."""
 
     def __init__(self, extraction: Extraction, chunks: Chunks, threads: int) -> None:

@@ -1,7 +1,7 @@
 """An examination: what the checks of `doctor` look at, the nodes they ask, and what they have found."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -179,15 +179,9 @@ class Examination:
         return ", ".join(names[:_NAMES]) + more
 
 
-def seen_alike(found: Mapping[str, str]) -> str | None:
-    """The one value that all have found; None where they differ."""
-    values = set(found.values())
-    return values.pop() if len(values) == 1 else None
-
-
-def failures(findings: Iterable[Finding]) -> int:
-    """How many checks have failed."""
-    return sum(finding.verdict == "fail" for finding in findings)
+def seen_alike(found: Mapping[str, str]) -> bool:
+    """Whether all have found the same."""
+    return len(set(found.values())) == 1
 
 
 def message_of(error: Exception) -> str:

@@ -6,6 +6,7 @@ there is no room for it any more, or it is only slow, an idle one takes over wha
 more than once, also at the same time, and must leave the same result each time.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -149,12 +150,12 @@ def images_on_actors(
 ) -> Iterator[Iterator[ImageTask]]:
     """Actors of this class, ready to work, and the tasks as they get done by them; the terminal shows how far all is.
 
-    images: of all tasks, those that were done earlier too. arguments: what actors are made with. Errors are those of
-    `actor_pool` and `fan_out`.
+    images: of all tasks, those that were done earlier too. arguments: what actors are made with, and after them the
+    number of their threads. Errors are those of `actor_pool` and `fan_out`.
     """
     with (
         run.terminal.progress(images, "images") as progress,
-        actor_pool(run.joined, run.samplers(len(tasks)), actor, *arguments) as pool,
+        actor_pool(run.joined, run.samplers(len(tasks)), actor, *arguments, run.threads) as pool,
     ):
         gauges = Gauges("stage", run=run.config.name, stage=stage)
 
@@ -170,6 +171,15 @@ def images_on_actors(
                 yield task
 
         yield done()
+
+
+def finish_on_actors(
+    run: Run, stage: str, method: str, tasks: Sequence[ImageTask], images: int, actor: type, *arguments: Any
+) -> None:
+    """`images_on_actors` to the end; where there are no tasks, no actors are made."""
+    if tasks:
+        with images_on_actors(run, stage, method, tasks, images, actor, *arguments) as done:
+            deque(done, maxlen=0)
 
 
 def _is_lost(reference: Any) -> bool:

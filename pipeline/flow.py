@@ -136,8 +136,7 @@ def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iter
         str(run.results["prepare"].folder),
         {"train": data["train_images"], "heldout": data["heldout_images"]},
     )
-    train = next(stage for stage in FLOW if stage.name == "train")
-    training = train.folder(run)
+    training = Train().folder(run)
     follower = MetricsFollower(page, training / CURVE, training / PREVIEWS)
     try:
         yield page

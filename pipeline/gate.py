@@ -5,13 +5,15 @@ others. Every rule is answered with its numbers, and all answers are kept with t
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import Field
 
 from model import Record
+
+from .model_scores import ModelScores
 
 
 class Gate(Record):
@@ -30,36 +32,15 @@ class Gate(Record):
     """No more than this share of the samples may be of one colour throughout."""
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, kw_only=True)
+class Standing(ModelScores):
     """A version, and how it scored under one protocol."""
 
     version: int
     protocol_digest: str
-    primary: str
-    """Name of the score that decides, lower is better."""
-    scores: Mapping[str, float | None]
-    """By name; absent or None where a score cannot be had."""
-
-    def score(self, name: str) -> float | None:
-        """A score that is a finite number; else None."""
-        value = self.scores.get(name)
-        return value if value is not None and math.isfinite(value) else None
-
-    @property
-    def decisive(self) -> float | None:
-        """The score that decides."""
-        return self.score(self.primary)
-
-    @property
-    def error(self) -> float | None:
-        """Its standard error."""
-        return self.score(f"{self.primary}_se")
 
     def __str__(self) -> str:
-        if self.decisive is None:
-            return "none"
-        return f"{self.decisive:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
+        return "none" if self.decisive is None else self.shown(self.primary)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from .train import train_network
 from .train_config import TrainConfig
 from .train_step import Recipe
 
+_HALF_LIVES = 20  # of the average of its weights, in the whole training
+
 
 class Guide(Stage):
     """Trains the classifier that guides; a run without such guidance has no such stage."""
@@ -66,9 +68,6 @@ def recipe_of(config: Config) -> Recipe:
         max_skipped_steps=config.train.max_skipped_steps,
     )
     return Recipe(Classifying(config.spec, classifier), train, ClassLabels(classes=classifier.classes, dropout=0))
-
-
-_HALF_LIVES = 20  # of the average of its weights, in the whole training
 
 
 def _classifier(config: Config) -> NoisyClassifier:

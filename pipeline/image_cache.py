@@ -138,19 +138,17 @@ def _held(path: Path, size_bytes: int) -> BinaryIO:
 def _take_room(path: Path, file: BinaryIO, size_bytes: int) -> None:
     """All of it now, so that writing to the mapped file cannot fail. At most half of what is free is taken."""
     disk_bytes, memory_bytes = shutil.disk_usage(path.parent).free, _available_bytes()
-    try:
-        if size_bytes > min(disk_bytes, memory_bytes) // 2:
-            raise OSError
-        file.truncate(0)
-        os.posix_fallocate(file.fileno(), 0, size_bytes)
-    except OSError:
-        path.unlink()
-        file.close()
-        raise NoRoomError(
-            f"data.cache=host: {size_bytes:,} bytes of decoded images find no room: of {disk_bytes:,} bytes free in "
-            f"{path.parent} (TMPDIR) and {memory_bytes:,} of memory, half may be taken; images are decoded "
-            "anew each time"
-        ) from None
+    if size_bytes <= min(disk_bytes, memory_bytes) // 2:
+        with suppress(OSError):
+            file.truncate(0)
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+            return
+    path.unlink()
+    file.close()
+    raise NoRoomError(
+        f"data.cache=host: {size_bytes:,} bytes of decoded images find no room: of {disk_bytes:,} bytes free in "
+        f"{path.parent} (TMPDIR) and {memory_bytes:,} of memory, half may be taken; images are decoded anew each time"
+    )
 
 
 def _available_bytes() -> int:

@@ -19,6 +19,10 @@ ResizeRule = Literal["center_crop", "stretch", "none"]
 
 IMAGE_EXTENSIONS = frozenset(["bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"])
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file calls itself: PIL knows others, of which some start programs (EPS: Ghostscript).
+An MPO is opened as a JPEG."""
+
 MODES = {1: "L", 3: "RGB"}
 """PIL's name of images with so many channels."""
 _AT_ONCE = 256  # images in flight in `in_order`: bounds memory, and is how often progress can be told
@@ -56,7 +60,7 @@ def open_image(file: Path | io.BytesIO, check: Callable[[Image.Image], None] | N
     check: refuses by the header, before memory is spent on the pixels that it promises.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if check:
                 check(image)
             # MPO is what phones call a JPEG with previews: its first frame is the photograph.

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .data_config import DataConfig
 from .errors import DataError
 from .files import sha256_of
 from .image_files import Pixels, in_order
@@ -34,6 +35,17 @@ def heldout_mask(count: int, fraction: float, seed: int) -> npt.NDArray[np.bool_
     draws = np.random.PCG64(seed).random_raw(count)  # unlike Generator's methods, promised never to change
     mask[np.argsort(draws, kind="stable")[:heldout]] = True
     return mask
+
+
+def split_of(count: int, data: DataConfig) -> npt.NDArray[np.uint8]:
+    """Of each of so many images, 0 for training, 1 held out. DataError where none would be trained on."""
+    mask = heldout_mask(count, data.heldout_fraction, data.split_seed)
+    if mask.all():
+        raise DataError(
+            f"{count} images, of which heldout_fraction {data.heldout_fraction} leaves none to train on; "
+            f"lower data.heldout_fraction or give more images"
+        )
+    return mask.astype(np.uint8)
 
 
 class IndexBuilder:

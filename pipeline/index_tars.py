@@ -5,17 +5,17 @@ import shlex
 from argparse import Namespace
 
 from .errors import ConfigError
+from .existing_tars import Tars, index_tars
 from .shard_cache import DEFAULT
 from .shard_index import ShardIndex
-from .shards import Tars, index_tars
-from .sources import locations
+from .tar_locations import tar_locations
 from .terminal import Terminal, count
 
 
 def run_index(options: Namespace, terminal: Terminal) -> None:
     """Reads every tar once, and says how a run file uses the index. options: as the command line gives them."""
     try:
-        found = locations(options.urls, "the command")
+        found = tar_locations(options.urls, "the command")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     names = tuple(options.class_names.split(",")) if options.class_names else ()

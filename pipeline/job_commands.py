@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from .submit import Work
 
-NAMES = ("submit", "status", "logs", "cancel", "list")
 _LAST_LINES = 10
 
 
@@ -39,46 +38,59 @@ def add_job_commands(
         command.add_argument(
             "--follow", action="store_true", help="print its log as it is written; the exit code is the job's"
         )
-    for command in (submit, status, logs, cancel, jobs):
+    executed = {submit: _submit, status: _status, logs: _logs, cancel: _cancel, jobs: _list}
+    for command, execute in executed.items():
         command.add_argument(
             "--address", metavar="URL", help="of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or this host"
         )
-        command.add_argument("--traceback", action="store_true", help="show where an error came from")
+        command.set_defaults(execute=execute)
 
 
-def run_job_command(options: argparse.Namespace, terminal: Terminal) -> int:
-    """-> the exit code."""
-    if options.command == "submit":
-        work = _work_of(options)
-        from .submit import run_submit
+def _submit(options: argparse.Namespace) -> int:
+    work = _work_of(options)
+    from .submit import run_submit
 
-        return run_submit(work, options.address, options.follow, terminal)
+    return run_submit(work, options.address, options.follow, Terminal())
+
+
+def _list(options: argparse.Namespace) -> None:
+    from .jobs import connect
+
+    rows = [_row(job) for job in connect(options.address).submitted().values()]
+    Terminal().table([("job", "status", "started", "took"), *rows], "<<<>")
+
+
+def _logs(options: argparse.Namespace) -> int:
     from .jobs import connect
     from .submit import follow_job
 
-    jobs = connect(options.address)
-    if options.command == "list":
-        rows = [_row(job) for job in jobs.submitted().values()]
-        terminal.table([("job", "status", "started", "took"), *rows], "<<<>")
-        return 0
-    if options.command == "logs":
-        if options.follow:
-            return follow_job(jobs, options.job, terminal)
-        terminal.text(jobs.get_job_logs(options.job))
-        return 0
-    if options.command == "cancel":
-        stopped = jobs.stop_job(options.job)
-        job = jobs.ended(options.job)
-        terminal.line("stopped; submitted again, it goes on from its last checkpoint" if stopped else "it had ended")
-        terminal.facts(_facts(job))
-        return 0
+    jobs, terminal = connect(options.address), Terminal()
+    if options.follow:
+        return follow_job(jobs, options.job, terminal)
+    terminal.text(jobs.get_job_logs(options.job))
+    return 0
+
+
+def _cancel(options: argparse.Namespace) -> None:
+    from .jobs import connect
+
+    jobs, terminal = connect(options.address), Terminal()
+    stopped = jobs.stop_job(options.job)
+    job = jobs.ended(options.job)
+    terminal.line("stopped; submitted again, it goes on from its last checkpoint" if stopped else "it had ended")
+    terminal.facts(_facts(job))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from .jobs import connect
+
+    jobs, terminal = connect(options.address), Terminal()
     job = jobs.get_job_info(options.job)
     terminal.facts(_facts(job))
     if job.status == "FAILED":
         last = jobs.get_job_logs(options.job).splitlines()[-_LAST_LINES:]
         terminal.facts({f"last {len(last)} lines": ""})
         terminal.text("".join(f"  {line}\n" for line in last))
-    return 0
 
 
 def _work_of(options: argparse.Namespace) -> "Work":

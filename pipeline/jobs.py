@@ -9,10 +9,10 @@ from typing import Any
 
 import aiohttp
 import requests
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled; its stub leaves it out
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from . import ray_token
 from .errors import ClusterError
 
 ANSWER_S = 30.0
@@ -42,7 +42,7 @@ class Jobs(JobSubmissionClient):
             answer: requests.Response = super()._do_request(method, endpoint, timeout=self.timeout_s, **options)
         except AuthenticationError:
             raise ClusterError(
-                f"{self.url}: the cluster refuses this token (HTTP 401 or 403); give its own: {_TOKEN_CURE}"
+                f"{self.url}: the cluster refuses this token (HTTP 401 or 403); give its own: {ray_token.CURE}"
             ) from None
         except requests.RequestException as error:
             raise _no_answer(self.url, _reason(error, self.timeout_s)) from None
@@ -128,17 +128,10 @@ def exit_code(job: JobDetails) -> int:
     return max(job.driver_exit_code or 0, 0) or 1
 
 
-_TOKEN_CURE = (
-    "write it to ~/.ray/auth_token, or name its file by RAY_AUTH_TOKEN_PATH; it is in that file on the head node, and "
-    "on Kubernetes in the RayCluster's Secret"
-)
-
-
 def _token(url: str) -> dict[str, str]:
-    loader = AuthenticationTokenLoader.instance()
-    if not loader.has_token(ignore_auth_mode=True):
-        raise ClusterError(f"{url}: the cluster asks for a token (HTTP 401), and none is known here; {_TOKEN_CURE}")
-    return dict(loader.get_token_for_http_header(ignore_auth_mode=True))
+    if not ray_token.is_known():
+        raise ClusterError(f"{url}: the cluster asks for a token (HTTP 401), and none is known here; {ray_token.CURE}")
+    return ray_token.http_headers()
 
 
 def _reason(error: requests.RequestException, timeout_s: float) -> str:

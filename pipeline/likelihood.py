@@ -1,10 +1,9 @@
-"""Part of the fourth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
+"""Part of the fifth stage: how likely images are under the trained model, measured by Ray actors in fixed batches.
 
 A batch is one file, whole or absent. What was measured is kept under a key of all that decided it, so that runs which
 differ only in sampler, guidance or number of samples find it again.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from evaluation.curves import bound_terms, rate_distortion_curve
 from model import NO_GUIDANCE
 
 from .errors import DataError, TrainingError
-from .fan_out import images_on_actors
+from .fan_out import finish_on_actors
 from .features import Batch, batches
 from .files import digest, in_turn, read_arrays, write_arrays
 from .keyroles import identity
@@ -178,8 +177,5 @@ def _work(run: Run, likelihood: Likelihood) -> LikelihoodWork:
 
 def _write(run: Run, work: LikelihoodWork) -> None:
     missing = [batch for batch in work.batches if not work.is_whole(batch)]
-    if not missing:
-        return
     stage, images = f"evaluate, likelihood {work.likelihood.kind}", work.likelihood.images
-    with images_on_actors(run, stage, "write", missing, images, LikelihoodWriter, work, run.threads) as written:
-        deque(written, maxlen=0)
+    finish_on_actors(run, stage, "write", missing, images, LikelihoodWriter, work)

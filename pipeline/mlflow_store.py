@@ -52,7 +52,7 @@ _SECRETS = r"[\w-]*(?:password|token|secret|signature)|passwd|pwd|sig"
 """Names of query parameters."""
 
 
-def resolve_uri(configured: str | None, output: Path) -> str:
+def resolve_uri(configured: str | None, output: Path = Path("outputs")) -> str:
     """The store's address: `tracking.uri`, else MLFLOW_TRACKING_URI, else one SQLite file under `output`.
 
     TrackingError where MLflow would take the name of that file for another one.
@@ -135,6 +135,9 @@ def reported(doing: str, uri: str) -> Iterator[None]:
         yield
     except (MlflowException, ParseError, RequestException, SQLAlchemyError, OSError, ImportError) as error:
         raise TrackingError(redacted(f"{uri}: cannot {doing}: {explained(str(error))}")) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # at what an answer lacks, or has in its place
+        strange = f"the store's answer makes no sense ({type(error).__name__}: {error})"
+        raise TrackingError(redacted(f"{uri}: cannot {doing}: {strange}; is it an MLflow server?")) from error
 
 
 def explained(message: str) -> str:
@@ -196,10 +199,13 @@ def _probe_server(uri: str, timeout_s: float) -> None:
         raise_on_status=False,
         timeout=timeout_s,
         params={"max_results": 1},
+        stream=True,  # no more is read than this needs: an answer may have no end
     )
+    with answer:
+        beginning = answer.raw.read(200, decode_content=True).decode(errors="replace")
     if answer.status_code != 200:
-        raise MlflowException(f"HTTP {answer.status_code}: {answer.text[:200]}")
-    if not answer.text.startswith("{"):
+        raise MlflowException(f"HTTP {answer.status_code}: {beginning}")
+    if not beginning.startswith("{"):
         raise MlflowException("not in a valid JSON format")
 
 

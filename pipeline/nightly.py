@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from model import ClassLabels, Record, Unconditional
+from model import Record
 
 from .config import Config
 from .errors import ConfigError, DataError
@@ -71,26 +71,22 @@ class Beginning(Record):
     """The images to compare with; null: as the configuration has it."""
 
 
-@dataclass
 class Night:
-    """One night of a configuration: its name, and what it began with."""
+    """One night of a configuration: its key, and what it began with."""
 
-    config: Config
-    terminal: Terminal
-
-    def __post_init__(self) -> None:
-        self.run = Run(self.config, self.terminal)
-        self.model_name = self.config.register_.model_name
-        self.uri = self.run.tracking_uri
-        given = self.config.evaluate.reference_digest()
-        self.key = digest([identity(self.config), self.config.data.source.fingerprint(), given])
+    def __init__(self, config: Config, terminal: Terminal) -> None:
+        self.config, self.terminal = config, terminal
+        self.run = Run(config, terminal)
+        self.model_name, self.uri = config.register_.model_name, self.run.tracking_uri
+        given = config.evaluate.reference_digest()
+        self.key = digest([identity(config), config.data.source.fingerprint(), given])
 
     @property
     def folder(self) -> Path:
         """Of all nights of this model; one process at a time holds it."""
         return self.run.output / "nights" / self.model_name
 
-    def begun(self) -> "Beginning":
+    def begun(self) -> Beginning:
         """What the night began with, written down when it first begins."""
         path = self.folder / f"{self.key[:12]}.json"
         if path.exists():
@@ -148,7 +144,7 @@ class Night:
             champion = self._champion()
         return Outcome("nothing new", verdict, self.model_name, int(found[0].version), champion)
 
-    def training(self, beginning: "Beginning") -> Config:
+    def training(self, beginning: Beginning) -> Config:
         """What is run this night."""
         data = {"base": str(beginning.base)} if beginning.base else {}
         compared = {"reference": str(beginning.reference)} if beginning.reference else {}
@@ -211,7 +207,9 @@ def _score_again(night: Night, tonight: Config, champion: int) -> None:
     with reported(f"score version {champion} again", night.uri):
         client = connect(night.uri)
         if standing(client, night.model_name, champion, protocol_digest) is None:
-            again = Standing(champion, protocol_digest, evaluated["primary_score"], evaluated["scores"])
+            again = Standing(
+                evaluated["primary_score"], evaluated["scores"], version=champion, protocol_digest=protocol_digest
+            )
             add_scores(client, night.model_name, again)
 
 
@@ -243,12 +241,8 @@ def _model_parts(there: Description, config: Config) -> dict[str, Any]:
     if there.spec == config.spec and there.labels_withheld == config.labels_withheld:
         return {}
     parts = {part: getattr(there.spec, part) for part in ("network", "path", "target", "variance", "codec")}
-    conditioning = (
-        ClassLabels(classes=there.spec.classes, **({} if there.labels_withheld else {"dropout": 0.0}))
-        if there.spec.classes
-        else Unconditional()
-    )
-    return {name: part.model_dump(mode="json") for name, part in (parts | {"conditioning": conditioning}).items()}
+    parts["conditioning"] = there.conditioning
+    return {name: part.model_dump(mode="json") for name, part in parts.items()}
 
 
 def changed(config: Config, **sections: Any) -> Config:

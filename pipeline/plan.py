@@ -14,8 +14,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model import PowerFunctionEMA
-
 from .config import Config
 from .configfile import load
 from .costs import (
@@ -34,7 +32,9 @@ from .errors import ConfigError
 from .terminal import duration, flops, size
 from .trial import measure
 from .volumes import (
+    averages_kept,
     checkpoint_bytes,
+    checkpoints_written,
     chunk_bytes,
     feature_counts,
     features_bytes,
@@ -138,11 +138,6 @@ def _basis(measured: bool) -> str:
     return "measured" if measured else "not measured"
 
 
-def checkpoints_written(config: Config) -> int:
-    """Checkpoints of the whole training."""
-    return -(-config.train.images // config.train.checkpoint_images)
-
-
 def one_checkpoint(config: Config) -> int:
     """Bytes of the last one."""
     points = -(-config.train.images // config.train.log_images)
@@ -152,11 +147,9 @@ def one_checkpoint(config: Config) -> int:
 def storage(plan: Plan) -> dict[str, str]:
     """What lies on the disk at the end."""
     config, network = plan.config, network_of(plan.config)
-    written = checkpoints_written(config)
+    written, lasting = checkpoints_written(config.train), averages_kept(config.train)
     kept = min(written, config.train.keep_checkpoints + 1)
     images, pixels = images_of(config.data), config.data.image_size**2 * config.data.channels
-    averages = [config.train.ema, *config.train.also_averaged]
-    lasting = written * sum(isinstance(average, PowerFunctionEMA) for average in averages)
     counts = feature_counts(config.evaluate.extractor, config.conditioning.classes or _CLASSES)
     drawn, each = config.sample.images, config.sample.chunk_images
     chunks = -(-drawn // each)
@@ -230,28 +223,3 @@ def grounds(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if config.evaluate.likelihoods or config.evaluate.curve_images or config.sample.shards:
         yield "not counted", "evaluate.likelihoods, evaluate.curve_images and sample.shards"
-
-
-def scaling_table(plans: Sequence[Plan]) -> str:
-    """Markdown: a row for each plan, which differ in the number of devices."""
-    heads = (
-        "devices | images/s | step | exchange not hidden | efficiency | gradients sent by each | reader | checkpoint"
-    )
-    rows = [heads, " | ".join(["---:"] * 8)]
-    for plan in plans:
-        step, config, devices = Step.of(plan.config, plan.speeds), plan.config, plan.speeds.devices
-        read = config.train.batch_size * sample_bytes(config.data) / step.seconds
-        sent = sent_bytes(gradient_bytes(network_of(config)), devices, config.train.parallel)
-        between_s = config.train.checkpoint_images / config.train.batch_size * step.seconds
-        cells = [
-            f"{devices:,}",
-            f"{config.train.batch_size / step.seconds:,.0f}",
-            f"{1000 * step.seconds:.1f} ms",
-            f"{1000 * step.exposed_s:.1f} ms",
-            f"{step.compute_s / step.seconds:.0%}",
-            f"{size(sent / step.seconds)}/s",
-            f"{size(read)}/s",
-            f"{size(one_checkpoint(config))} every {duration(between_s)}",
-        ]
-        rows.append(" | ".join(cells))
-    return "".join(f"| {row} |\n" for row in rows)

@@ -8,10 +8,8 @@ import numpy as np
 from evaluation import WeightsFile
 
 from .errors import DataError
-from .files import sha256_of
 from .keyroles import identity
 from .remote import is_remote
-from .shard_index import MANIFEST
 from .shards import pack
 from .sources import Stream
 from .stage import Facts, Run, Stage
@@ -27,7 +25,7 @@ class Prepare(Stage):
 
     def identity(self, run: Run) -> Any:
         data = {name: value for name, value in identity(run.config.data).items() if name != "order"}
-        base = {"base": sha256_of(run.base / MANIFEST)} if run.base else {}
+        base = {"base": run.base_digest} if run.base else {}
         return {"data": data, "source": run.config.data.source.fingerprint(), **base}
 
     def compute(self, run: Run, folder: Path) -> Facts:
@@ -70,30 +68,8 @@ def check_prepared(run: Run) -> None:
     if images < 2:
         raise DataError(f"data: {images} image to train on; scores need at least 2")
     _check_shard_cache(run)
-    classes, found = config.conditioning.classes, len(index.class_names)
-    section, key = "conditioning", "conditioning.classes"
-    if not classes:
-        classes = config.sample.guidance.classes
-        section, key = "sample.guidance", "sample.guidance.classifier.classes"
-    if classes and classes != found:
-        raise DataError(
-            f"{key}: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
-            f"{section}.kind to none"
-        )
-    missing = sorted(set(range(classes)) - set(np.unique(index.labels("train")).tolist())) if classes else []
-    if missing:
-        raise DataError(
-            f"{section}: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
-            f"would not know it; leave it out of the labels, or hold out fewer images"
-        )
-    extractor = config.evaluate.extractor
-    if isinstance(extractor, WeightsFile):
-        extractor.read()
-    elif not index.class_names:
-        raise DataError(
-            "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
-            "add labels to the source, or use evaluate.extractor.kind=inception"
-        )
+    _check_classes(run)
+    _check_extractor(run)
     if config.evaluate.frozen is not None:
         _check_frozen(run)
     elif config.evaluate.statistics is not None:
@@ -107,6 +83,41 @@ def check_prepared(run: Run) -> None:
                 f"evaluate.likelihoods: {likelihood.kind} asks for {likelihood.images:,} {likelihood.split} images, "
                 f"and there are {images:,}; ask for fewer, for another split, or raise data.heldout_fraction"
             )
+
+
+def _check_classes(run: Run) -> None:
+    """Refuses classes that network or guidance are told of unless all images to train on have them, and no others."""
+    config, index = run.config, run.index
+    classes, section, key = config.conditioning.classes, "conditioning", "conditioning.classes"
+    if not classes:
+        classes = config.sample.guidance.classes
+        section, key = "sample.guidance", "sample.guidance.classifier.classes"
+    if not classes:
+        return
+    found = len(index.class_names)
+    if classes != found:
+        raise DataError(
+            f"{key}: {classes}, but the images have {found or 'no'} classes; set it to their number, or "
+            f"{section}.kind to none"
+        )
+    missing = sorted(set(range(classes)) - set(np.unique(index.labels("train")).tolist()))
+    if missing:
+        raise DataError(
+            f"{section}: no image to train on has class {', '.join(map(str, missing))} of {classes}, so the network "
+            f"would not know it; leave it out of the labels, or hold out fewer images"
+        )
+
+
+def _check_extractor(run: Run) -> None:
+    """Refuses weights that are not there, and a classifier where it has no labels to learn."""
+    extractor = run.config.evaluate.extractor
+    if isinstance(extractor, WeightsFile):
+        extractor.read()
+    elif not run.index.class_names:
+        raise DataError(
+            "evaluate.extractor.kind=classifier learns from labels, and these images have none; "
+            "add labels to the source, or use evaluate.extractor.kind=inception"
+        )
 
 
 def _check_frozen(run: Run) -> None:

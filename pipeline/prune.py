@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .files import exclusive, read_json
 from .mlflow_store import connect, reported
 from .register import CONFIG
-from .registry import aliases_of
+from .registry import aliases_of, logged_model_of
 from .summary import SUMMARY
 from .terminal import Terminal
 
@@ -53,9 +53,9 @@ def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: 
         size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
         if really:
             for number in old:  # first: what the registry no longer names nobody misses
-                source = client.get_model_version(name, str(number)).source
+                logged_model = logged_model_of(client.get_model_version(name, str(number)))
                 client.delete_model_version(name, str(number))
-                client.delete_logged_model(str(source).removeprefix("models:/"))
+                client.delete_logged_model(logged_model)
             for folder in folders:
                 (folder / "done.json").unlink(missing_ok=True)  # so that a half removed stage is none
                 shutil.rmtree(folder)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,11 +131,8 @@ class ShardReader:
         finally:
             os.close(file)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"index": self._index, "split": self._split, "cache": self._cache, "shard_cache": self._shard_cache}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # its own class, whose arguments the state holds
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[ShardIndex, Split, Cache, ShardCacheConfig]]:
+        return ShardReader, (self._index, self._split, self._cache, self._shard_cache)
 
 
 def _check(encoded: bytes, size: int, crc32: int) -> None:

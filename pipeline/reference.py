@@ -4,7 +4,6 @@ makes them, where one is to be trained on these data.
 They depend on the data and the extractor only, so all runs on these data share them, whatever they train or draw.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from evaluation import (
 )
 from evaluation import Reference as ReferenceImages
 
-from .fan_out import awaited, images_on_actors
+from .fan_out import awaited, finish_on_actors
 from .features import Batch, Extraction, FeatureFiles, batches, extractor_identity
 from .files import sha256_of, write_json
 from .reader import ShardReader
@@ -126,7 +125,7 @@ class RealImages:
 def take_features(run: Run, stage: str, extraction: Extraction, features: "RealFeatures", images: RealImages) -> None:
     """Takes the features of packed images that have no file yet. stage: the name of who asks."""
     wanted = [batch for split in _SPLITS for batch in features.batches(split)]
-    write_missing(run, stage, features.files, wanted, FeatureWriter, extraction, features.files, images)
+    write_missing(run, stage, features.files, wanted, RealFeatureWriter, extraction, features.files, images)
 
 
 def write_missing(
@@ -137,14 +136,11 @@ def write_missing(
     writer: the actors' class, which is made with these arguments and the number of threads.
     """
     missing = [batch for batch in wanted if files.read(batch) is None]
-    if not missing:
-        return
     images = sum(batch.images for batch in wanted)
-    with images_on_actors(run, stage, "write", missing, images, writer, *arguments, run.threads) as written:
-        deque(written, maxlen=0)
+    finish_on_actors(run, stage, "write", missing, images, writer, *arguments)
 
 
-class FeatureWriter:
+class RealFeatureWriter:
     """Runs as an actor: loads the extractor once and writes the features of batches of real images."""
 
     def __init__(self, extraction: Extraction, files: FeatureFiles, images: RealImages, threads: int) -> None:

@@ -75,7 +75,7 @@ def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate
 
 def _decide(client: "MlflowClient", package: ModelPackage, version: "ModelVersion", gate: Gate) -> None:
     name, number = version.name, int(version.version)
-    new = Standing(number, package.protocol_digest, package.primary_score, package.scores)
+    new = Standing(package.primary_score, package.scores, version=number, protocol_digest=package.protocol_digest)
     _move_candidate(client, name)
     while True:
         seen = moves(client, name).keys()
@@ -108,18 +108,26 @@ def _move_candidate(client: "MlflowClient", name: str) -> None:
 def standing(client: "MlflowClient", name: str, number: int, protocol_digest: str) -> Standing | None:
     """How a version scored under this protocol; None: it was not scored under it."""
     version = client.get_model_version(name, str(number))
-    if version.tags.get(PROTOCOL_TAG) == protocol_digest and (scores := _scores_of(client, version)) is not None:
-        return Standing(number, protocol_digest, version.tags.get(PRIMARY_TAG, "no score"), scores)
+    if version.tags.get(PROTOCOL_TAG) == protocol_digest and (scores := scores_of(client, version)) is not None:
+        primary = version.tags.get(PRIMARY_TAG, "no score")
+        return Standing(primary, scores, version=number, protocol_digest=protocol_digest)
     rescored = version.tags.get(_rescored_tag(protocol_digest))
-    return Standing(number, protocol_digest, **json.loads(rescored)) if rescored else None
+    if not rescored:
+        return None
+    return Standing(**json.loads(rescored), version=number, protocol_digest=protocol_digest)
 
 
-def _scores_of(client: "MlflowClient", version: "ModelVersion") -> dict[str, float] | None:
+def logged_model_of(version: "ModelVersion") -> str:
+    """Id of the MLflow model with the files and the scores."""
+    return str(version.source).removeprefix("models:/")
+
+
+def scores_of(client: "MlflowClient", version: "ModelVersion") -> dict[str, float] | None:
     """Those it was registered with, which are on its logged model; None: somebody has deleted that."""
     from mlflow.exceptions import MlflowException
 
     try:
-        metrics = client.get_logged_model(str(version.source).removeprefix("models:/")).metrics or []
+        metrics = client.get_logged_model(logged_model_of(version)).metrics or []
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

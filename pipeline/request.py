@@ -11,7 +11,7 @@ from typing import Literal
 from PIL import Image
 
 from .errors import ConfigError, DataError
-from .image_files import Pixels, load_file
+from .image_files import FORMATS, Pixels, load_file
 
 MAX_IMAGES = 1_024
 MAX_FRAMES = 256
@@ -38,7 +38,6 @@ _NAMES: dict[Kind, str] = {
 }
 _SEEDS: dict[Kind, str] = {"seeds": "0-24", "strip": "0-3", "inpaint": "0-3", "image": "0-3"}
 """Where none are given; the others draw no noise."""
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _MOST_SEEDS = 2**63
 
 
@@ -97,7 +96,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
     )
     add_tracking_uri(command)
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def add_tracking_uri(command: argparse.ArgumentParser) -> None:
@@ -205,7 +203,7 @@ def size_of(file: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return image.size
     except Image.DecompressionBombError:
         raise _too_large(file, "far too many") from None

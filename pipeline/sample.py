@@ -119,7 +119,7 @@ def _draw_together(equipment: Equipment, sets: Sequence[_SampleSet]) -> Iterator
     images = sum(one.run.config.sample.images for one in sets)
     unfinished = {one.chunks.folder: one for one in sets}
     left = {one.chunks.folder: len(one.missing) for one in sets}
-    with images_on_actors(run, Sample.name, "draw", tasks, images, Drawer, equipment, run.threads) as drawn:
+    with images_on_actors(run, Sample.name, "draw", tasks, images, Drawer, equipment) as drawn:
         began = time.perf_counter()  # only now: the rate is that of drawing
         for task in drawn:
             folder = task.chunks.folder

@@ -15,9 +15,9 @@ from model import default_label
 
 from .chunks import Chunks
 from .config import Config
+from .existing_tars import Tars, index_tars
 from .image_files import in_order
 from .shard_images import encode
-from .shards import Tars, index_tars
 from .stage import Facts, Run, Stage
 from .tar_writer import write_tar
 

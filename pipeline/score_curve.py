@@ -5,7 +5,6 @@ as the run's are. So few score higher than the run's own set: the curve says whe
 numbers are to be compared with each other only.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from .averages import AVERAGES, KeptAverage, along_the_way
 from .chunks import Chunks, ChunkTask
 from .config import Config
 from .drawer import Drawer, Equipment
-from .fan_out import images_on_actors
+from .fan_out import finish_on_actors
 from .features import Extraction
 from .keyroles import identity
 from .reference import extraction_of, reference_key, reference_statistics
@@ -47,9 +46,7 @@ class ScoreCurve(Stage):
         sets = [_Moment.of(run, folder, kept) for kept in _points(run)]
         tasks = [task for one in sets for task in one.missing]
         images = sum(one.chunks.config.images for one in sets)
-        if tasks:
-            with images_on_actors(run, self.name, "draw", tasks, images, MomentDrawer, run.threads) as drawn:
-                deque(drawn, maxlen=0)
+        finish_on_actors(run, self.name, "draw", tasks, images, MomentDrawer)
         return _scored(run, {one.images_seen: one.chunks for one in sets})
 
     def figure(self, facts: Facts) -> str:

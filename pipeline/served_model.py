@@ -155,6 +155,8 @@ def _integers(frame: pandas.DataFrame, column: str, limit: int) -> NDArray[numpy
         raise MlflowException.invalid_parameter_value(
             f"no column '{column}', found {[*frame.columns]}; give it one integer for each image"
         )
+    if list(frame.columns).count(column) > 1:
+        raise MlflowException.invalid_parameter_value(f"column '{column}' is there twice; give it once")
     values: NDArray[Any] = frame[column].to_numpy()
     if not 1 <= len(values) <= MAX_SEEDS:
         raise MlflowException.invalid_parameter_value(

@@ -14,7 +14,7 @@ from imagecodecs import PngError, png_decode
 from PIL import Image
 
 from .errors import DataError
-from .image_files import MODES, Pixels, open_image, unreadable
+from .image_files import FORMATS, MODES, Pixels, open_image, unreadable
 
 ShardFormat = Literal["png", "npy"]
 
@@ -54,7 +54,7 @@ def shape_of(encoded: bytes) -> tuple[int, int, Literal[1, 3]]:
         (height, width, *rest), _, _ = _array_header(io.BytesIO(encoded))
         return width, height, 1 if rest in ([], [1]) else 3
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             (width, height), mode = image.size, image.mode
     except Exception as error:  # as in open_image
         raise unreadable(error) from error

@@ -37,7 +37,7 @@ class ShardEntry(Record):
 
     location: str
     """Relative to the index's folder, or absolute, or a URL."""
-    samples: int = Field(ge=0)
+    samples: int = Field(ge=0, lt=2**32)
     """Samples in the tar, of both splits."""
     heldout: int = Field(ge=0)
     """Those of them that are held out."""
@@ -55,7 +55,7 @@ class ShardEntry(Record):
 
 class _Manifest(Record):
     format: int
-    image_size: int
+    image_size: int = Field(ge=1)
     channels: Literal[1, 3]
     class_names: tuple[str, ...]
     digest: str
@@ -89,7 +89,10 @@ class ShardIndex:
         table = self._tables.get(shard)
         if table is None:
             path = self._table_path(shard)
-            table = ShardTable.from_bytes(_verified(path, self.shards[shard].table_sha256), path)
+            entry = self.shards[shard]
+            table = ShardTable.from_bytes(_verified(path, entry.table_sha256), path)
+            if (entry.count("train"), entry.heldout) != (len(table.rows[0]), len(table.rows[1])):
+                raise DataError(f"{path}: not the samples that {MANIFEST} counts; prepare the data again")
             self._tables[shard] = table
         return table
 
@@ -194,7 +197,7 @@ def _read_manifest(path: Path) -> _Manifest:
         return _Manifest.model_validate(content)
     except FileNotFoundError:
         raise DataError(f"{path}: no index; prepare the data first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not an index ({error}); prepare the data again") from error
 
 

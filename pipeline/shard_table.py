@@ -63,6 +63,8 @@ class ShardTable:
         for name, form in _TYPES.items():
             columns[name] = np.frombuffer(content, form, count, start)
             start += columns[name].nbytes
+        if (columns["split"] > 1).any() or (columns["label"] < -1).any():
+            raise DataError(f"{path}: splits or classes that there are not; prepare the data again")
         return cls(**columns)
 
     @classmethod

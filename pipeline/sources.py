@@ -1,4 +1,4 @@
-"""Where images come from: one record per kind of source, and `DataConfig`, the `data` section of a run file.
+"""Where images come from: one record per kind of source.
 
 To add a source, write one more record with `kind`, `shape`, `fingerprint` and `open` and put its name in `Source`.
 What is marked `Resource` says where the images lie, not which they are: `prepare` is keyed by `fingerprint`,
@@ -6,14 +6,12 @@ the stages after it by the digest of the images themselves.
 """
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
-from braceexpand import braceexpand
 from pydantic import Field, model_validator
 
 from model import Record
@@ -21,15 +19,12 @@ from model import Record
 from .array_files import read_array
 from .errors import DataError
 from .files import sha256_of
-from .image_cache import Cache
 from .image_files import IMAGE_EXTENSIONS, Pixels, ResizeRule, load_file
 from .keyroles import Resource
-from .order import OrderConfig, Permutation
-from .remote import is_remote, shown
-from .shard_cache import ShardCacheConfig
-from .shard_images import ShardFormat
+from .remote import is_remote
 from .shard_index import MANIFEST, ShardIndex
 from .source_images import SourceImages, images_in_memory
+from .tar_locations import expanded, tar_locations
 
 Fingerprint = dict[str, Any]
 """JSON-able, cheap, equal for equal content: of files their names, sizes and times, without reading them."""
@@ -236,7 +231,7 @@ class Shards(Record):
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
-        return locations(self.urls, "data.source.urls")
+        return tar_locations(self.urls, "data.source.urls")
 
 
 class Stream(Record):
@@ -263,29 +258,11 @@ class Stream(Record):
 
     def locations(self) -> list[str]:
         """Every tar once, in order: remote URLs as they are, local ones as absolute paths."""
-        return locations(self.urls, "data.source.urls")
+        return tar_locations(self.urls, "data.source.urls")
 
 
 def _stamps(tars: list[str]) -> list[Stamp]:
     return [url if is_remote(url) else _file_stamp(Path(url), url) for url in tars]
-
-
-def locations(urls: Iterable[str], where: str) -> list[str]:
-    """Every tar of these paths, globs and URLs once, in order. where: the key or argument, for a refusal."""
-    found = [url for some in expanded(urls) for url in ([some] if is_remote(some) else _local_tars(some, where))]
-    for first, second in itertools.pairwise(sorted(found)):
-        if first == second:
-            raise DataError(f"{shown(first)}: listed twice in {where}; list each shard once")
-    return found
-
-
-def expanded(urls: Iterable[str]) -> list[str]:
-    """Each URL that the braces stand for. ValueError for one that webdataset would run as a shell command."""
-    found = [url for pattern in urls for url in braceexpand(pattern)]
-    for url in found:
-        if url.lstrip().startswith("pipe:"):
-            raise ValueError(f"{url}: a command, which is never run; give the tars' own paths or s3, gs, http URLs")
-    return found
 
 
 Source = Annotated[
@@ -296,73 +273,6 @@ Source = Annotated[
 def can_grow(source: Source) -> TypeGuard[ImageFolder | Shards]:
     """Whether files may be added to the source, so that what is new can be told from what was there."""
     return isinstance(source, ImageFolder) or (isinstance(source, Shards) and source.index is None)
-
-
-class DataConfig(Record):
-    """Which images are learnt from, in which form, and which of them are kept back."""
-
-    source: Source
-    """Where the images come from."""
-    base: Annotated[Path | None, Resource] = None
-    """Folder of an earlier stage `prepare` of this section, from before the source grew: its shards, and which of their
-    images are held out, stay as they are, and only what has come since is packed or indexed; null: all is. For
-    image_folder, and shards with urls. `nightly` sets it."""
-    image_size: int = Field(ge=1, le=4096)
-    """Height and width of the images, pixels."""
-    channels: Literal[1, 3]
-    """1: grey; 3: red, green and blue."""
-    heldout_fraction: float = Field(0.1, ge=0, le=0.5)
-    """Share of the images that is never trained on, rounded up to whole images; 0: all are trained on."""
-    split_seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the choice of held-out images."""
-    shard_images: int = Field(10_000, ge=1)
-    """Images in each packed shard."""
-    shard_format: ShardFormat = "png"
-    """What packed shards hold, with the same pixels. png: small; npy: raw arrays, quick to read."""
-    order: OrderConfig = Permutation()
-    """The order in which training sees the images; each is there once per epoch, for any number of workers."""
-    cache: Annotated[Cache, Resource] = "host"
-    """Where training keeps decoded images, image_size^2 * channels bytes each, if half of what is free is enough. none:
-    nowhere; host: once on each node for all its workers, in its temporary folder (TMPDIR), and so in memory; device: on
-    each worker's GPU, too, where batches are gathered."""
-    shard_cache: Annotated[ShardCacheConfig, Resource] = ShardCacheConfig()
-    """Where remote shards are kept while they are read."""
-
-    @model_validator(mode="after")
-    def _source_has_this_shape(self) -> "DataConfig":
-        shape = self.source.shape
-        if shape and shape != (self.image_size, self.channels):
-            raise ValueError(
-                f"image_size {self.image_size} with channels {self.channels}, but source {self.source.kind} "
-                f"has image_size {shape[0]} and channels {shape[1]}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _base_has_files(self) -> "DataConfig":
-        if self.base is not None and not can_grow(self.source):
-            raise ValueError(
-                f"base: nothing can be added to source {self.source.kind}; leave base out, or use image_folder, or "
-                "shards with urls"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _order_has_an_index(self) -> "DataConfig":
-        if isinstance(self.source, Stream) and self.order != Permutation():
-            raise ValueError(
-                f"order.kind {self.order.kind} needs an index of all images, and source stream has none; leave order "
-                "out, or use source.kind shards"
-            )
-        return self
-
-
-def _local_tars(pattern: str, where: str) -> list[str]:
-    path = Path(pattern.removeprefix("file://")).expanduser().absolute()
-    found = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    if not found:
-        raise DataError(f"{pattern}: no such shard; correct {where}")
-    return [str(tar) for tar in found]
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -159,8 +159,8 @@ def mean_of_workers(values: list[float], device: torch.device) -> list[float]:
 def matmul_flop_per_s(device: torch.device, precision: Precision) -> float:
     """The most floating-point operations per second that products of square matrices reach, a tenth of a second long.
 
-    precision: of their factors, as the network has it.
     Sizes double until there is no time for more. Of one size the fastest product counts: the others were disturbed.
+    precision: of their factors, as the network has it.
     """
     timer, size, fastest = StepTimer(device, nn.Identity()), _SMALLEST, 0.0
     while True:
@@ -181,6 +181,18 @@ def matmul_flop_per_s(device: torch.device, precision: Precision) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of training it is asked how much it holds
     return fastest
+
+
+def steady(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the first point, where there are others."""
+    return points[1:] or points
+
+
+def steady_images_per_s(points: list[dict[str, Any]]) -> float:
+    """Global training speed without the first point, which holds the warming up of processes and libraries."""
+    images: float = sum(point["images_per_s"] * point["seconds"] for point in steady(points))
+    seconds: float = sum(point["seconds"] for point in steady(points))
+    return round(images / seconds, 1)
 
 
 def time_spent(points: list[dict[str, Any]]) -> dict[str, float]:

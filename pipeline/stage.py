@@ -69,7 +69,7 @@ class Run:
     def key(self) -> str:
         """Digest of all that decides the run's results and can be known beforehand."""
         start = [self.warm_start.digest] if self.warm_start else []
-        base = [sha256_of(self.base / MANIFEST)] if self.base else []
+        base = [self.base_digest] if self.base else []
         reference = self.config.evaluate.reference_digest()
         given = [] if reference is None else [reference]
         return digest([identity(self.config), self.config.data.source.fingerprint(), *start, *base, *given])
@@ -81,6 +81,11 @@ class Run:
         if folder is None:
             return None
         return ShardIndex.load(folder.expanduser().absolute()).folder
+
+    @cached_property
+    def base_digest(self) -> str | None:
+        """Of the images that `data.base` names."""
+        return sha256_of(self.base / MANIFEST) if self.base else None
 
     @property
     def folder(self) -> Path:
@@ -129,13 +134,12 @@ class Stage(ABC):
     """Counts up when the stage's files or meaning change, so that results of older code are not taken for new ones."""
     uses_cluster: bool = True
     """Whether `compute` needs Ray; where no stage that is to be computed does, none is started."""
+    shared: bool = False
+    """Whether other runs may want the same result at the same time: then they wait for it."""
 
     def wanted(self, config: Config) -> bool:  # noqa: ARG002  # some look at it
         """Whether a run of this configuration has the stage."""
         return True
-
-    shared: bool = False
-    """Whether other runs may want the same result at the same time: then they wait for it."""
 
     @abstractmethod
     def identity(self, run: Run) -> Any:

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from model import (
     EAGER,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    ClassLabels,
+    Conditioning,
     Execution,
     Guidance,
     LearnedRange,
@@ -28,12 +29,15 @@ from model import (
     RePaint,
     Sampler,
     TrainedModel,
+    Unconditional,
 )
 
 from .configfile import load
 from .errors import ConfigError
 from .files import read_json
 from .mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
+from .model_uri import ModelURI
+from .yamltext import read_yaml
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -64,6 +68,13 @@ class Description(Record):
     """Safetensors, relative to this file; null in the registry, which has it beside this file."""
     classifier: str | None = None
     """Those of the classifier that guides; null: none."""
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What a run file says of a model that is told as much of an image."""
+        if not self.spec.classes:
+            return Unconditional()
+        return ClassLabels(classes=self.spec.classes, **({} if self.labels_withheld else {"dropout": 0.0}))
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
     """key: the option or key by which a person gives MLflow's address; timeout_s: longest wait for its answer."""
     if name.startswith("models:"):
         with TemporaryDirectory() as folder:
-            yield _downloaded(name, resolve_uri(tracking_uri, Path("outputs")), key, timeout_s, Path(folder))
+            yield _downloaded(name, resolve_uri(tracking_uri), key, timeout_s, Path(folder))
         return
     folder_of_run = Path(name).expanduser()
     if not (folder_of_run / DESCRIPTION).is_file():
@@ -196,36 +207,38 @@ def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -
 
 def _downloaded(name: str, uri: str, key: str, timeout_s: float, folder: Path) -> _Files:
     """The version's files in `folder`, by the names that `model_package.write_model` gave them."""
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
-    if match is None:
-        raise ConfigError(f"{name}: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or .../VERSION")
+    wanted = ModelURI.parsed(name)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.exists():
         raise ConfigError(f"{name}: there is no MLflow store {file}; give its address by {key}")
     check_answers(uri, timeout_s)
-    model, alias, version = match.groups()
     with reported(f"download {name}", uri):
-        client = connect(uri)
-        if alias:
-            version = client.get_model_version_by_alias(model, alias).version
-        source = client.get_model_version(model, str(version)).source
         from mlflow.artifacts import download_artifacts
 
+        version = wanted.version(connect(uri))
         with default_store(uri):
-            download_artifacts(artifact_uri=source, dst_path=str(folder))
-    return _files_in(folder, f"models:/{model}/{version}")
+            download_artifacts(artifact_uri=version.source, dst_path=str(folder))
+    return _files_in(folder, f"models:/{version.name}/{version.version}")
 
 
 def _files_in(folder: Path, name: str) -> _Files:
     """The places that MLflow's own `MLmodel` lists. ConfigError where these are not a model of ours."""
     try:
-        listed = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]["artifacts"]
-        artifacts: Mapping[str, Path] = {key: folder / place["path"] for key, place in listed.items()}
+        told: Any = read_yaml((folder / "MLmodel").read_text()).value
+        listed = told["flavors"]["python_function"]["artifacts"]
+        artifacts: Mapping[str, Path] = {key: _within(folder, place["path"]) for key, place in listed.items()}
         return _Files(name, artifacts["description"], artifacts["weights"], artifacts.get("classifier"))
-    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         raise ConfigError(
             f"{name}: no model of this pipeline, which would list its description and weights; name another version"
         ) from None
+
+
+def _within(folder: Path, place: str) -> Path:
+    """The file at this place. ValueError where that leads out of the folder: who wrote the list may lie."""
+    if not (folder / place).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{place} is outside")
+    return folder / place
 
 
 def _read(description: Path) -> dict[str, Any]:
@@ -233,7 +246,7 @@ def _read(description: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = read_json(description)
         found = told.get("format")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{description}: not a model's description ({error}); run the pipeline again") from None
     if found not in _READ:
         raise ConfigError(
@@ -272,10 +285,11 @@ def _placed(description: Path, found: Path | None, relative: str | None, what: s
 
 def _filled(build: Any, file: Path, device: torch.device) -> nn.Module:
     """A network with the weights of the file. ConfigError where they are another network's."""
+    weights = read_weights(file)
+    with torch.device("meta"):  # first without memory, of which a description may promise any amount
+        check_weights(weights, build(), str(file), f"that {DESCRIPTION} describes")
     with torch.random.fork_rng(devices=[]):  # `build` draws weights, which is no reason to disturb the caller
         network: nn.Module = build()
-    weights = read_weights(file)
-    check_weights(weights, network, str(file), f"that {DESCRIPTION} describes")
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
 

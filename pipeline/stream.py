@@ -11,10 +11,8 @@ import hashlib
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +20,20 @@ import torch
 from torch import Tensor
 from webdataset import DataPipeline, ResampledShards, shuffle
 
+from .data_config import DataConfig
 from .errors import DataError
 from .feed import ready_for
-from .files import sha256_of
 from .image_files import Pixels
 from .keyroles import identity
 from .reader import ShardReader
-from .remote import is_remote, shown
-from .shard_cache import Content, ShardCache, ShardCacheConfig
+from .remote import shown
+from .shard_cache import ShardCacheConfig
 from .shard_images import decode
 from .shard_index import ShardIndex
 from .source_images import SourceImages, named_classes
-from .sources import DataConfig, Source, Stream
+from .sources import Source, Stream
 from .tar_members import read_samples
+from .whole_tars import WholeTars
 
 _PATIENCE = 100  # rounds of the held-out images, in which chance alone never draws no other
 
@@ -61,29 +60,16 @@ class TarStream:
     """The images of tars, one tar after another. Remote ones are fetched whole, by the shard cache of the node."""
 
     def __init__(self, cache: ShardCacheConfig) -> None:
-        self._cache = ShardCache(cache)
-        self._fetched: dict[str, Content] = {}
+        self._tars = WholeTars(cache)
 
     def images(self, locations: Iterable[str]) -> Iterator[StreamedImage]:
         """Every image in order. DataError names the tar, and the member, that is damaged, hostile or without images."""
         for location in locations:
             name = shown(location)
-            with self._opened(location) as tar, tar.open("rb") as file:
+            with self._tars.open(location) as tar, tar.open("rb") as file:
                 for sample in read_samples(tar, name):
                     encoded = os.pread(file.fileno(), sample.size_bytes, sample.offset_bytes)
                     yield StreamedImage(f"{name}: member {sample.member}", encoded, sample.label)
-
-    @contextmanager
-    def _opened(self, location: str) -> Iterator[Path]:
-        """The whole tar, which stays until this is left."""
-        if not is_remote(location):
-            yield Path(location)
-            return
-        with self._cache.open(location, self._fetched.get(location)) as file:
-            path = Path(file.name)
-            if location not in self._fetched:
-                self._fetched[location] = Content(path.stat().st_size, sha256_of(path))
-            yield path
 
 
 def reference_images(source: Stream, cache: ShardCacheConfig, image_size: int, channels: int) -> SourceImages:

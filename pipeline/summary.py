@@ -28,28 +28,29 @@ def close(run: Run, reports: Sequence[StageReport]) -> None:
 def summarise(run: Run, reports: Sequence[StageReport]) -> dict[str, Any]:
     """The run in JSON. Seconds of a reused stage are those it took when it was computed."""
     results = run.results
+    trained, sampled = results["train"].facts, results["sample"].facts
     evaluated, registered = results["evaluate"].facts, results["register"].facts
     return {
         "run": run.folder.name,
         "scores": evaluated["scores"],
         "reasons": evaluated["reasons"],
         "primary_score": evaluated["primary_score"],
-        "images": results["sample"].facts["images"],
-        "network_evaluations": results["sample"].facts["network_evaluations"],
+        "images": sampled["images"],
+        "network_evaluations": sampled["network_evaluations"],
         "extractor": evaluated["extractor"],
         "protocol": read_json(results["evaluate"].folder / PROTOCOL),
         "protocol_digest": evaluated["protocol_digest"],
-        "weights_digest": results["sample"].facts["weights_digest"],
-        "reconstruction_error": results["sample"].facts["reconstruction_error"],
+        "weights_digest": sampled["weights_digest"],
+        "reconstruction_error": sampled["reconstruction_error"],
         "warm_start_digest": run.warm_start.digest if run.warm_start else None,
         "guide_weights_digest": results["guide"].facts["weights_digest"] if "guide" in results else None,
-        "parameters": results["train"].facts["parameters"],
-        "trained_images": results["train"].facts["images"],
-        "train_images_per_s": results["train"].facts["images_per_s"],
-        "train_flop_per_s": results["train"].facts.get("flop_per_s"),  # not measured by earlier code
-        "train_matmul_fraction": results["train"].facts.get("matmul_fraction"),
-        "train_time": {name: results["train"].facts.get(f"{name}_share") for name in SHARES},
-        "sample_images_per_s": results["sample"].facts["images_per_s"],
+        "parameters": trained["parameters"],
+        "trained_images": trained["images"],
+        "train_images_per_s": trained["images_per_s"],
+        "train_flop_per_s": trained.get("flop_per_s"),  # not measured by earlier code
+        "train_matmul_fraction": trained.get("matmul_fraction"),
+        "train_time": {name: trained.get(f"{name}_share") for name in SHARES},
+        "sample_images_per_s": sampled["images_per_s"],
         "stages": {name: result.folder.name for name, result in results.items()},
         "seconds": {name: result.seconds for name, result in results.items()},
         "seconds_of_this_run": {report.name: round(report.seconds, 2) for report in reports},

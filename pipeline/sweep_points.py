@@ -14,7 +14,7 @@ from .tracking import flatten
 from .warm_start import WarmStart
 
 SIGMA_REL = "sample.sigma_rel"  # the x axis of a plot of its own
-_LENGTHS = ("steps", "rtol", "atol")  # keys that only move a sampler along its line of the plot
+_ALONG = ("steps", "rtol", "atol")  # keys that only move a sampler along its line of the plot
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Sweep:
 
     def series(self, point: Point) -> str:
         """Name of the line of the plot that the point is on."""
-        settings = {key: value for key, value in point.settings.items() if key.rpartition(".")[2] not in _LENGTHS}
+        settings = {key: value for key, value in point.settings.items() if key.rpartition(".")[2] not in _ALONG}
         return self.words(settings)
 
     def series_of_lengths(self, point: Point) -> str:

@@ -44,7 +44,7 @@ def _plot(sweep: Sweep, points: Sequence[Point], heldout_images: int, suffix: st
     Where lengths are swept and nothing else changes the evaluations, a plot over these would show nothing and is not
     made. points: all of one score, which none lacks. suffix: of the files' names.
     """
-    from evaluation.curves import quality_against_evaluations, quality_against_length
+    from evaluation.quality_curves import quality_against_evaluations, quality_against_length
 
     images, name = sorted({point.sampled["images"] for point in points}), points[0].name
     label = f"{name}{f' of {images[0]:,} samples' if len(images) == 1 else ''}; lower is better"

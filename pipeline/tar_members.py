@@ -10,16 +10,21 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from .errors import DataError
 from .image_files import IMAGE_EXTENSIONS
 from .shard_images import ARRAY_EXTENSION
+from .shard_table import BLOCK_BYTES
 
 _METADATA = re.compile("__[^/]*__($|/)")  # what webdataset skips
-_BLOCK_BYTES = 512
-_MARKER_BYTES = 2 * _BLOCK_BYTES
+_MARKER_BYTES = 2 * BLOCK_BYTES
 _LABEL_BYTES = 18  # decimal digits that surely fit an int64
 _IMAGE_BYTES = 1 << 30  # no encoded image of any use is larger, and it is read into memory whole
+_EXTENSION_BYTES = 1 << 13  # two paths of 4,096 bytes; some versions of `tarfile` take the square of its length to read
+_TAR_BYTES = BLOCK_BYTES << 32  # where a table can still say that an image begins
+_EXTENSIONS = frozenset([tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+_EXTENSIONS |= {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 _CODE = frozenset(["dill", "joblib", "pickle", "pkl", "pt", "pth", "pyd"])  # webdataset unpickles some of these
 
 
@@ -49,14 +54,29 @@ def read_samples(path: Path, name: str = "") -> list[TarSample]:
     return samples
 
 
+class _Header(tarfile.TarInfo):
+    """One header; `tarfile` reads what extends the next one (a long name, pax records) into memory, as it promises."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENSIONS and header.size > _EXTENSION_BYTES:
+            raise tarfile.ReadError(f"{header.size} bytes that extend a header, expected at most {_EXTENSION_BYTES}")
+        return header
+
+
 def _members(path: Path, tar: str) -> list[tarfile.TarInfo]:
     try:
-        with tarfile.open(path, "r:") as archive:
-            members = archive.getmembers()
+        members = []
+        with tarfile.open(path, "r:", tarinfo=_Header) as archive:
+            for member in archive:
+                if member.size < 0:  # it would lead back, and round and round
+                    raise tarfile.ReadError(f"member {member.name} has {member.size} bytes")
+                members.append(member)
             end = archive.offset  # where tarfile found no further member, for whatever reason
         with path.open("rb") as file:
             _check_end(tar, file.fileno(), end)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{tar}: not a whole, uncompressed tar ({error}); restore or unpack it") from error
     return members
 
@@ -119,6 +139,8 @@ def _sample(tar: str, file: int, key: str, fields: dict[str, tarfile.TarInfo]) -
     image = images[0]
     if image.size > _IMAGE_BYTES:
         raise DataError(f"{tar}: member {image.name} has {image.size} bytes, expected an image of at most 1 GiB")
+    if image.offset_data >= _TAR_BYTES:
+        raise DataError(f"{tar}: member {image.name} begins at byte {image.offset_data}, beyond 2 TiB; write more tars")
     label = _label(tar, file, fields["cls"]) if "cls" in fields else -1
     return TarSample(key, image.name, image.offset_data, image.size, label)
 

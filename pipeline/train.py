@@ -27,7 +27,7 @@ from .errors import PipelineError, TrainingError
 from .files import read_json, write_bytes, write_text
 from .keyroles import identity
 from .preview import Preview
-from .speed import in_words, time_spent
+from .speed import in_words, steady, steady_images_per_s, time_spent
 from .stage import Facts, Run, Stage
 from .start_limit import StartLimit
 from .stream import StreamPlan, order_identity
@@ -221,18 +221,6 @@ def _keep_start(start: WarmStart, folder: Path) -> Facts:
         "weights_digest": start.digest,
         "averages": {},
     }
-
-
-def steady_images_per_s(points: list[Point]) -> float:
-    """Global training speed without the first point, which holds the warming up of processes and libraries."""
-    images: float = sum(point["images_per_s"] * point["seconds"] for point in steady(points))
-    seconds: float = sum(point["seconds"] for point in steady(points))
-    return round(images / seconds, 1)
-
-
-def steady(points: list[Point]) -> list[Point]:
-    """Without the first point, where there are others."""
-    return points[1:] or points
 
 
 def _explained(error: BaseException) -> PipelineError:

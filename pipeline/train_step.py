@@ -18,6 +18,7 @@ from model import (
     AUGMENT_NUMBERS,
     Conditioning,
     EMAs,
+    LossHistory,
     Objective,
     Precision,
     Stream,
@@ -131,11 +132,9 @@ class TrainStep:
         shares = [len(part.images) / len(batch.images) for part in parts]
         loss = torch.stack([some.mean * share for some, share in zip(losses, shares, strict=True)]).sum()
         self._record(norm, each, loss, torch.cat([some.shares for some in losses]))
-        if state.history is not None and losses[0].interval is not None:
-            interval = self._of_all_workers(torch.cat([some.interval for some in losses if some.interval is not None]))
-            seen = self._of_all_workers(each)
-            usual = state.history.losses.mean(1)[interval]  # what is not finite tells nothing of its interval
-            state.history.add(interval, torch.where(seen.isfinite(), seen, usual))
+        if state.history is not None:
+            intervals = [some.interval for some in losses if some.interval is not None]
+            self._remember(state.history, torch.cat(intervals), each)
         return loss
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
@@ -203,6 +202,12 @@ class TrainStep:
         sums = torch.stack((torch.where(weights > 0, values * weights, 0.0), weights))
         self.taken_up.index_add_(1, columns, sums)
 
+    def _remember(self, history: LossHistory, interval: Tensor, losses: Tensor) -> None:
+        """Losses of this worker's share, for the times of later steps: the same on all workers."""
+        interval, seen = self._of_all_workers(interval), self._of_all_workers(losses)
+        usual = history.losses.mean(1)[interval]  # what is not finite tells nothing of its interval
+        history.add(interval, torch.where(seen.isfinite(), seen, usual))
+
     def _prepared(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents of the images, mirrored or augmented where that is asked for, and what the network is told of it."""
         config = self.config
@@ -220,14 +225,14 @@ class TrainStep:
 
         What is not finite is left out. loss_q0 is of the cleanest quarter of the drawn times.
         """
-        total = self._total(self.taken_up.flatten()).tolist()
-        sums, weights = total[: len(_FIGURES)], total[len(_FIGURES) :]
+        sums, weights = self._total(self.taken_up).tolist()
         self.taken_up.zero_()
         return {name: sums[n] / weights[n] for n, name in enumerate(_FIGURES) if weights[n]}
 
     def sums(self) -> list[float]:
         """All that the next point of the curve has taken up so far, of all workers; each of them must ask."""
-        return [float(value) for value in self._total(self.taken_up.flatten())]
+        total: list[float] = self._total(self.taken_up).flatten().tolist()
+        return total
 
     def take_up(self, sums: list[float]) -> None:
         """Goes on from `sums` of a training that was interrupted; one worker does."""

@@ -7,22 +7,27 @@ from typing import Any
 
 import torch
 
-from model import EAGER, Execution, Guidance, ModelSpec, Snapshot, TrainedModel
+from model import EAGER, EMASnapshot, Execution, Guidance, ModelSpec, TrainedModel
 
 from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
 from .config import Config
 from .files import digest, write_json
 from .stage import Run
-from .stored_model import DESCRIPTION, FORMAT, assembled
+from .stored_model import DESCRIPTION, FORMAT, Description, assembled
 
 
 def described(config: Config) -> dict[str, Any]:
     """All of a model but its weights, and how images are drawn from it, as JSON."""
-    parts = {"spec": config.spec, "sampler": config.sample.sampler, "guidance": config.sample.guidance}
-    described_parts = {name: part.model_dump(mode="json") for name, part in parts.items()}
-    others = {"precision": config.sample.precision, "labels_withheld": config.labels_withheld}
-    return {"format": FORMAT, **described_parts, **others}
+    description = Description(
+        format=FORMAT,
+        spec=config.spec,
+        sampler=config.sample.sampler,
+        guidance=config.sample.guidance,
+        precision=config.sample.precision,
+        labels_withheld=config.labels_withheld,
+    )
+    return description.model_dump(mode="json", exclude={"inpaint", "weights", "classifier"})
 
 
 def posthoc_average(run: Run) -> PostHocAverage | None:
@@ -33,7 +38,7 @@ def posthoc_average(run: Run) -> PostHocAverage | None:
     sigma_rel, train = run.config.sample.sigma_rel, run.results["train"]
     if sigma_rel is None:
         return None
-    wanted = Snapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
+    wanted = EMASnapshot(images_seen=train.facts["images"], sigma_rel=sigma_rel)
     return PostHocAverage(train.folder / AVERAGES, train.facts["averages"], wanted)
 
 

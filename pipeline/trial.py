@@ -21,7 +21,7 @@ from evaluation import Classifier, train_classifier
 from model import ClassifierGuidance, Denoising, Precision, TrainedModel, evaluation_flops, training_flops, trajectory
 
 from .config import Config
-from .drawing import images_counted
+from .drawing import device_name, images_counted
 from .errors import ClusterError
 from .speed import StepTimer, matmul_flop_per_s, mean_of_workers
 from .train_step import Batch, Recipe, TrainStep
@@ -107,8 +107,7 @@ def _take_part(config: Config, on_gpu: bool, rank: int, processes: int, meeting:
         if processes > 1:
             dist.destroy_process_group()
     classifier_s = _classifier_s(config) if rank == 0 else 0.0
-    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU {torch.backends.cpu.get_cpu_capability()}"
-    return _Found(name, step.precision, began, train_s, evaluation_s, classifier_s)
+    return _Found(device_name(device), step.precision, began, train_s, evaluation_s, classifier_s)
 
 
 def _new_step(config: Config, device: torch.device, processes: int) -> TrainStep:

@@ -1,12 +1,12 @@
 """The versions of a registered model by hand: what they were worth, which were champion, and which is to be."""
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
 from .gate import Standing
 from .mlflow_store import connect, reported
+from .model_uri import ModelURI
 from .registry import (
     CHAMPION,
     PREVIOUS,
@@ -23,8 +23,6 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-_MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 
 def show_history(name: str, uri: str, terminal: Terminal) -> None:
@@ -46,19 +44,15 @@ def show_history(name: str, uri: str, terminal: Terminal) -> None:
 
 def promote(model: str, because: str, uri: str, terminal: Terminal) -> None:
     """Makes a version the champion, whatever the gate says of it. ConfigError where there is no such version."""
-    match = _MODEL.fullmatch(model)
-    if match is None:
-        raise ConfigError(f"{model}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
-    name, alias, number = match.groups()
+    wanted = ModelURI.parsed(model)
     with reported(f"promote {model}", uri):
         client = connect(uri)
-        aliases = _aliases(client, name)
-        if alias and alias not in aliases:
+        aliases = _aliases(client, wanted.model)
+        if wanted.alias and wanted.alias not in aliases:
             raise ConfigError(f"{model}: no such alias; there are {', '.join(sorted(aliases)) or 'none'}")
-        version = aliases[alias] if alias else int(number)
-        client.get_model_version(name, str(version))  # refuses what is not there
-        move_champion(client, name, version, because)
-    terminal.facts({"champion": f"models:/{name}/{version}"})
+        version = int(wanted.version(client).version)  # refuses what is not there
+        move_champion(client, wanted.model, version, because)
+    terminal.facts({"champion": f"models:/{wanted.model}/{version}"})
 
 
 def rollback(name: str, because: str, uri: str, terminal: Terminal) -> None:

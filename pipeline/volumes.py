@@ -7,11 +7,14 @@ from torch import nn
 
 from evaluation import Classifier, DINOv2, Extractor
 from evaluation.extractors import INCEPTION_CLASSES
+from model import PowerFunctionEMA
 
 from .config import Config
+from .data_config import DataConfig
 from .errors import DataError
 from .shard_index import ShardIndex
-from .sources import Cifar10, DataConfig, Digits, FashionMnist, ImageFolder, Mnist, Shards, Stream
+from .sources import Cifar10, Digits, FashionMnist, ImageFolder, Mnist, Shards, Stream
+from .train_config import TrainConfig
 
 _FLOAT, _INT = 4, 8
 _TAR_BLOCK, _TAR_RECORD = 512, 10_240
@@ -44,6 +47,17 @@ def checkpoint_bytes(network: nn.Module, averages: int, points: int) -> int:
     stored = 3 * len(list(network.parameters()))  # the moments, and the number of steps
     optimizer = 2 * gradient_bytes(network) + stored * _OPTIMIZER_ENTRY
     return (1 + averages) * weights_bytes(network) + optimizer + points * _POINT
+
+
+def checkpoints_written(train: TrainConfig) -> int:
+    """Of the whole training."""
+    return -(-train.images // train.checkpoint_images)
+
+
+def averages_kept(train: TrainConfig) -> int:
+    """Files of power-function averages, which stay when their checkpoint goes."""
+    each = sum(isinstance(average, PowerFunctionEMA) for average in (train.ema, *train.also_averaged))
+    return each * checkpoints_written(train)
 
 
 def all_reduce_bytes(content: float, workers: int) -> float:

@@ -17,6 +17,7 @@ MAX_DEPTH = 32
 MAX_NODES = 10_000
 """Values in one document after its aliases are written out; a few lines of aliases can stand for billions."""
 
+_STRANGE = re.compile(r"[\0\ud800-\udfff]")  # the end of a C string, and halves of characters
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = "[0-9]+(_[0-9]+)*"
 _EXPONENT = "[eE][-+]?[0-9]+"
@@ -85,9 +86,11 @@ def read_yaml(text: str) -> Document:
     """One document; YamlError where it cannot be read at all, `mistakes` where only parts of it are wrong."""
     try:
         node = yaml.compose(text, Loader=_Loader)
+    except YamlError:
+        raise
     except yaml.MarkedYAMLError as error:
         raise YamlError(_syntax_words(error)) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\\UFFFFFFFF", a version of 5,000 digits
         raise YamlError(f"not valid YAML: {str(error).splitlines()[0]}") from error
     document = Document()
     document.value = _value(node, (), document) if node else None
@@ -149,6 +152,10 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document) -> dict[
 def _scalar(node: yaml.ScalarNode, path: KeyPath, document: Document) -> object:
     name = node.tag.removeprefix(_TAG)
     if name == "str":
+        if found := _STRANGE.search(node.value):
+            document.mistakes.append(
+                f"{_named(path)}the character {found[0]!a}, which no file's name can hold ({_line(node)})"
+            )
         return str(node.value)
     pattern, convert = _PLAIN.get(name, ("", str))
     if not pattern or not re.fullmatch(pattern, node.value):

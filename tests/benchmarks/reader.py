@@ -20,6 +20,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from pipeline.data_config import DataConfig
 from pipeline.feed import IndexedFeed
 from pipeline.image_cache import Cache
 from pipeline.order import Permutation
@@ -27,7 +28,7 @@ from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_images import ShardFormat
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig
+from pipeline.sources import Arrays
 from records import Record, Speeds, ratio, take_turns
 
 BATCH = 128

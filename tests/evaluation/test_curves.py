@@ -12,16 +12,14 @@ from PIL import Image
 
 from evaluation.curves import (
     COLORS,
-    _apart,
     _running_mean,
     bound_terms,
     loss_curve,
     path_curves,
-    quality_against_evaluations,
-    quality_against_length,
     rate_distortion_curve,
 )
 from evaluation.errors import EvaluationError
+from evaluation.quality_curves import _apart, quality_against_evaluations, quality_against_length
 from model import EDMPath, GaussianPath, RectifiedFlow, VPCosine, VPLinear
 
 

@@ -26,7 +26,7 @@ from model import (
     VPCosine,
     VPLinear,
 )
-from model.ode_samplers import _dormand_prince
+from model.probability_flow import _dormand_prince
 
 from .analytic import (
     PATHS,

@@ -25,7 +25,6 @@ CONTINUOUS = [path for path in PATHS if isinstance(path, ContinuousPath)]
 LOSING = [path for path in PATHS if path.loses_image]
 each_discrete = pytest.mark.parametrize("path", DISCRETE, ids=name_of)
 each_continuous = pytest.mark.parametrize("path", CONTINUOUS, ids=name_of)
-each_sde = pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE()], ids=name_of)
 
 SCHEDULES: dict[type[DiscretePath], str] = {
     VPLinear: "linear",

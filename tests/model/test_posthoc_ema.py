@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import EMAs, PowerFunctionEMA, Snapshot, combine_weights, reconstruct_average
+from model import EMAs, EMASnapshot, PowerFunctionEMA, combine_weights, reconstruct_average
 from model.ema import WIDEST_SIGMA_REL, gamma_of
 from model.posthoc_ema import inner_product
 
@@ -26,7 +26,7 @@ NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(200)
 Weights = dict[str, Tensor]
 
 widths = st.floats(0.01, WIDEST_SIGMA_REL)
-snapshots = st.builds(Snapshot, images_seen=st.integers(1, 1000).map(lambda k: 1000 * k), sigma_rel=widths)
+snapshots = st.builds(EMASnapshot, images_seen=st.integers(1, 1000).map(lambda k: 1000 * k), sigma_rel=widths)
 
 
 class Training:
@@ -36,18 +36,18 @@ class Training:
         generator = torch.Generator().manual_seed(0)
         network = nn.ParameterDict({"scalar": torch.zeros(()), "matrix": torch.zeros(8, 16)})
         averages = EMAs(network, *(profile(sigma_rel=width) for width in (*STORED_WIDTHS, *OTHER_WIDTHS)))
-        self.stored: dict[Snapshot, Weights] = {}
+        self.stored: dict[EMASnapshot, Weights] = {}
         for seen in range(BATCH, FINAL + 1, BATCH):
             for parameter in network.parameters():
                 parameter.data += torch.randn(parameter.shape, generator=generator)
             averages.update(network.parameters(), seen, BATCH)
             if seen % (STORED_EVERY * BATCH) == 0:
                 for width, average in zip(STORED_WIDTHS, averages.averages, strict=False):
-                    snapshot = Snapshot(images_seen=seen, sigma_rel=width)
+                    snapshot = EMASnapshot(images_seen=seen, sigma_rel=width)
                     self.stored[snapshot] = {name: w.clone() for name, w in average.state_dict().items()}
         self.final = {p.sigma_rel: a.state_dict() for p, a in zip(averages.profiles, averages.averages, strict=True)}
 
-    def reconstructed(self, wanted: Snapshot) -> Weights:
+    def reconstructed(self, wanted: EMASnapshot) -> Weights:
         coefficients = reconstruct_average(list(self.stored), wanted).coefficients
         loaders = [lambda state=state: state for state in self.stored.values()]
         return combine_weights(zip(coefficients, loaders, strict=True))
@@ -66,7 +66,7 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 def share_left(training: Training, width: float) -> float:
     """Distance of the reconstruction from the true average, by that of the nearest average stored at the end."""
     true = training.final[width]
-    made = training.reconstructed(Snapshot(images_seen=FINAL, sigma_rel=width))
+    made = training.reconstructed(EMASnapshot(images_seen=FINAL, sigma_rel=width))
     return distance(made, true) / min(distance(training.final[other], true) for other in STORED_WIDTHS)
 
 
@@ -83,7 +83,7 @@ def test_reconstruction_from_averages_of_one_power_less_is_not() -> None:
 @pytest.mark.parametrize("width", STORED_WIDTHS)
 @pytest.mark.parametrize("seen", [FINAL, FINAL // 2])
 def test_reconstruction_of_a_stored_average_is_that_average(training: Training, width: float, seen: int) -> None:
-    wanted = Snapshot(images_seen=seen, sigma_rel=width)
+    wanted = EMASnapshot(images_seen=seen, sigma_rel=width)
     coefficients, error = reconstruct_average(list(training.stored), wanted)
     one_hot = [float(snapshot == wanted) for snapshot in training.stored]
     assert coefficients == pytest.approx(one_hot, abs=1e-10)
@@ -93,7 +93,7 @@ def test_reconstruction_of_a_stored_average_is_that_average(training: Training, 
 
 
 @given(a=snapshots, b=snapshots)
-def test_inner_product_is_the_integral(a: Snapshot, b: Snapshot) -> None:
+def test_inner_product_is_the_integral(a: EMASnapshot, b: EMASnapshot) -> None:
     """Against Gauss-Legendre quadrature, up to where the earlier profile ends."""
     end = min(a.images_seen, b.images_seen)
     tau = (NODES + 1) / 2 * end
@@ -106,18 +106,18 @@ def test_inner_product_is_the_integral(a: Snapshot, b: Snapshot) -> None:
 
 
 @given(stored=st.lists(snapshots, min_size=1, max_size=30), width=widths)
-def test_coefficients_sum_to_one_and_beat_every_single_average(stored: list[Snapshot], width: float) -> None:
+def test_coefficients_sum_to_one_and_beat_every_single_average(stored: list[EMASnapshot], width: float) -> None:
     """Repeated and almost equal ones among them."""
-    wanted = Snapshot(images_seen=1_000_000, sigma_rel=width)
+    wanted = EMASnapshot(images_seen=1_000_000, sigma_rel=width)
     coefficients, error = reconstruct_average(stored, wanted)
     assert math.fsum(coefficients) == pytest.approx(1, abs=1e-9)
     assert error <= min(reconstruct_average([snapshot], wanted).error for snapshot in stored) + 1e-6
 
 
 @given(stored=st.lists(snapshots, min_size=1, max_size=10, unique_by=lambda s: s.images_seen), width=widths)
-def test_error_is_no_more_than_by_dividing_through_the_sum(stored: list[Snapshot], width: float) -> None:
+def test_error_is_no_more_than_by_dividing_through_the_sum(stored: list[EMASnapshot], width: float) -> None:
     """As in Karras et al. 2024, algorithm 3."""
-    profiles = [*stored, Snapshot(images_seen=1_000_000, sigma_rel=width)]
+    profiles = [*stored, EMASnapshot(images_seen=1_000_000, sigma_rel=width)]
     t = np.array([p.images_seen / 1_000_000 for p in profiles])
     gamma = np.array([gamma_of(p.sigma_rel) for p in profiles])
     products = inner_product(t[:, None], gamma[:, None], t, gamma)
@@ -130,8 +130,8 @@ def test_error_is_no_more_than_by_dividing_through_the_sum(stored: list[Snapshot
 def test_error_falls_with_the_number_of_stored_averages() -> None:
     def error(count: int) -> float:
         moments = [FINAL * (index + 1) // count for index in range(count)]
-        stored = [Snapshot(images_seen=seen, sigma_rel=width) for seen in moments for width in STORED_WIDTHS]
-        return reconstruct_average(stored, Snapshot(images_seen=FINAL, sigma_rel=0.075)).error
+        stored = [EMASnapshot(images_seen=seen, sigma_rel=width) for seen in moments for width in STORED_WIDTHS]
+        return reconstruct_average(stored, EMASnapshot(images_seen=FINAL, sigma_rel=0.075)).error
 
     errors = [error(count) for count in (1, 4, 16, 64)]
     assert errors == sorted(errors, reverse=True)
@@ -140,15 +140,15 @@ def test_error_falls_with_the_number_of_stored_averages() -> None:
 
 def test_unit_of_time_does_not_matter() -> None:
     def coefficients(unit: int) -> tuple[float, ...]:
-        stored = [Snapshot(images_seen=k * unit, sigma_rel=width) for k in range(1, 9) for width in STORED_WIDTHS]
-        return reconstruct_average(stored, Snapshot(images_seen=8 * unit, sigma_rel=0.07)).coefficients
+        stored = [EMASnapshot(images_seen=k * unit, sigma_rel=width) for k in range(1, 9) for width in STORED_WIDTHS]
+        return reconstruct_average(stored, EMASnapshot(images_seen=8 * unit, sigma_rel=0.07)).coefficients
 
     assert coefficients(1) == pytest.approx(coefficients(10**9), abs=1e-12)
 
 
 def test_averages_later_than_the_wanted_one_do_not_count() -> None:
-    stored = [Snapshot(images_seen=k, sigma_rel=0.1) for k in (3000, 1000, 2000)]
-    wanted = Snapshot(images_seen=2000, sigma_rel=0.08)
+    stored = [EMASnapshot(images_seen=k, sigma_rel=0.1) for k in (3000, 1000, 2000)]
+    wanted = EMASnapshot(images_seen=2000, sigma_rel=0.08)
     coefficients, error = reconstruct_average(stored, wanted)
     assert coefficients[0] == 0
     assert (coefficients[1:], error) == reconstruct_average(stored[1:], wanted)
@@ -178,19 +178,19 @@ def test_nothing_stored_is_refused() -> None:
     with pytest.raises(
         ValueError, match="no averages were stored, expected at least one; store some of kind power_fun"
     ):
-        reconstruct_average([], Snapshot(images_seen=1000, sigma_rel=0.1))
+        reconstruct_average([], EMASnapshot(images_seen=1000, sigma_rel=0.1))
 
 
 def test_nothing_stored_early_enough_is_refused() -> None:
-    stored = [Snapshot(images_seen=seen, sigma_rel=0.1) for seen in (3000, 2000)]
+    stored = [EMASnapshot(images_seen=seen, sigma_rel=0.1) for seen in (3000, 2000)]
     with pytest.raises(ValueError, match="all 2 averages were stored after 1,000 images, the first at 2,000; ask for"):
-        reconstruct_average(stored, Snapshot(images_seen=1000, sigma_rel=0.1))
+        reconstruct_average(stored, EMASnapshot(images_seen=1000, sigma_rel=0.1))
 
 
 @pytest.mark.parametrize("bad", [{"images_seen": 0}, {"sigma_rel": 0.0}, {"sigma_rel": 0.289}], ids=str)
 def test_snapshot_that_cannot_be_is_refused_by_name(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Snapshot.model_validate({"images_seen": 1000, "sigma_rel": 0.1} | bad)
+        EMASnapshot.model_validate({"images_seen": 1000, "sigma_rel": 0.1} | bad)
 
 
 def test_weights_of_another_network_are_refused() -> None:

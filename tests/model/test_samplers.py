@@ -354,7 +354,7 @@ def test_rk45_stops_at_images_that_are_not_finite() -> None:
 
 
 def test_rk45_gives_up_on_steps_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.ode_samplers._MOST_TRIES", 20)
+    monkeypatch.setattr("model.probability_flow._MOST_TRIES", 20)
     with pytest.raises(FloatingPointError, match="rk45: steps became too small or images not finite after t = "):
         run(RK45(rtol=1e-12, atol=1e-12), WavyDenoiser(PATH), PATH, *seeded(torch.arange(2), SHAPE))
 

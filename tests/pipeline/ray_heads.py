@@ -1,9 +1,8 @@
-"""Real Ray clusters on this machine, as `ray start` makes them, whose dashboard takes jobs."""
+"""Real Ray clusters on this machine, as `ray start` makes them, with or without a dashboard that takes jobs."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import ray
+
+from .servers import free_port
 
 _BIN = Path(sys.executable).parent
 _START_S = 180
@@ -41,27 +42,41 @@ class Head:
 
 @contextmanager
 def head(folder: Path, mode: str) -> Iterator[Head]:
-    """`ray start --head`. mode: token or disabled.
+    """With a dashboard. mode: token or disabled.
 
-    The dashboard is started after it, with what jobs need: Ray gives a node 30 s to start, which a busy machine needs
-    for the node alone.
+    The dashboard is started after the node, with what jobs need: Ray gives a node 30 s to start, which a busy machine
+    needs for the node alone.
     """
     home = folder / "home"
     (home / ".ray").mkdir(parents=True)
     if mode == "token":
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    environment = environment_of(home)
-    gcs, dashboard = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    environment, dashboard = environment_of(home), f"127.0.0.1:{free_port()}"
     serving = {**environment, "RAY_AUTH_MODE": mode}
     with ExitStack() as stack:
-        # Of a short name, since the path of a socket has 107 bytes at most.
-        session = Path(stack.enter_context(TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
-        options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
-        stack.enter_context(_started(folder, serving, "--head", *options))
+        gcs, session = stack.enter_context(_head_node(folder, serving))
         command = _dashboard(session, gcs, dashboard, serving)
         stack.enter_context(_process(command, serving, folder / "dashboard.log"))
         _wait(f"http://{dashboard}", mode)
         yield Head(f"http://{dashboard}", gcs, environment, serving, folder, stack.close)
+
+
+@contextmanager
+def head_without_dashboard(home: Path, mode: str) -> Iterator[str]:
+    """Of this home, in which a token may lie; gives HOST:PORT that drivers join. mode: token or disabled."""
+    with _head_node(home, {**environment_of(home), "RAY_AUTH_MODE": mode}) as (gcs, _):
+        yield gcs
+
+
+@contextmanager
+def _head_node(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """`ray start --head`; gives HOST:PORT and the folder of its session. folder: for the log."""
+    gcs = f"127.0.0.1:{free_port()}"
+    # Of a short name, since the path of a socket has 107 bytes at most.
+    with TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as session:
+        options = (f"--port={gcs.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={session}")
+        with _started(folder, environment, "--head", *options):
+            yield gcs, Path(session)
 
 
 @contextmanager
@@ -80,8 +95,8 @@ def environment_of(home: Path) -> dict[str, str]:
 @contextmanager
 def _started(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[None]:
     command = [str(_BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", _STORE]
-    agent = f"--dashboard-agent-listen-port={_free_port()}"
-    log = folder / f"node-{_free_port()}.log"
+    agent = f"--dashboard-agent-listen-port={free_port()}"
+    log = folder / f"node-{free_port()}.log"
     with _process([*command, agent, *options], environment, log) as process:
         deadline = time.monotonic() + _START_S
         while "Ray runtime started" not in log.read_text():
@@ -157,9 +172,3 @@ def _wait(url: str, mode: str) -> None:
         except (OSError, ValueError):
             assert time.monotonic() < deadline, "the dashboard did not start"
             time.sleep(0.5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

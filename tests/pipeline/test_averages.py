@@ -13,11 +13,19 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model import NO_GUIDANCE, EMAs, PowerFunctionEMA, Snapshot
+from model import NO_GUIDANCE, EMAs, EMASnapshot, PowerFunctionEMA
 from model.ema import gamma_of
 from pipeline.averages import AVERAGES, LARGE_ERROR, PostHocAverage, clear_after, keep, kept
-from pipeline.checkpoint import CHECKPOINTS, SPEC, WEIGHTS, CheckpointWriter, newest_checkpoint, restore, weights_digest
-from pipeline.checkpoint import Snapshot as CheckpointSnapshot
+from pipeline.checkpoint import (
+    CHECKPOINTS,
+    SPEC,
+    WEIGHTS,
+    CheckpointWriter,
+    Snapshot,
+    newest_checkpoint,
+    restore,
+    weights_digest,
+)
 from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig, Config
 from pipeline.curve import CURVE
@@ -86,7 +94,7 @@ class Training:
             self.between.update(self.step.parameters, state.images_seen, BATCH)
             self.walk.append(flat(dict(self.step.state.network.named_parameters())))
             if state.images_seen % (BATCH * EVERY) == 0:
-                self.writer.save(CheckpointSnapshot.of(state, {}))
+                self.writer.save(Snapshot.of(state, {}))
         self.writer.wait()
         return self
 
@@ -107,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 def made(training: Training, sigma_rel: float) -> PostHocAverage:
     folder = training.folder / AVERAGES
-    average = PostHocAverage(folder, kept(folder), Snapshot(images_seen=FINAL, sigma_rel=sigma_rel))
+    average = PostHocAverage(folder, kept(folder), EMASnapshot(images_seen=FINAL, sigma_rel=sigma_rel))
     average.make()
     return average
 
@@ -191,7 +199,7 @@ def other_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_where_no_link_can_be_made_the_file_is_copied(tmp_path: Path, other_disk: Path) -> None:
     (other_disk / "ema.safetensors").write_bytes(b"weights")
-    keep(other_disk / "ema.safetensors", tmp_path, Snapshot(images_seen=7, sigma_rel=0.1))
+    keep(other_disk / "ema.safetensors", tmp_path, EMASnapshot(images_seen=7, sigma_rel=0.1))
     (path,) = tmp_path.iterdir()
     assert (path.name, path.read_bytes()) == ("images-000000000007-sigma_rel-0.1.safetensors", b"weights")
 
@@ -216,7 +224,7 @@ def test_averages_of_steps_that_are_undone_go_with_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
 def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage: Any) -> None:
     folder = Training(tmp_path).until(2 * BATCH * EVERY).folder / AVERAGES
-    average = PostHocAverage(folder, kept(folder), Snapshot(images_seen=2 * BATCH * EVERY, sigma_rel=0.1))
+    average = PostHocAverage(folder, kept(folder), EMASnapshot(images_seen=2 * BATCH * EVERY, sigma_rel=0.1))
     damage(folder / NAMES[3])
     says = rf"{NAMES[3]}: sha256 .*, expected .*; restore this average, or set sample.sigma_rel=null and evaluate"
     with pytest.raises(TrainingError, match=says):
@@ -225,7 +233,7 @@ def test_a_kept_average_that_is_damaged_or_gone_is_named(tmp_path: Path, damage:
 
 
 def test_without_any_kept_average_the_way_out_is_named(tmp_path: Path) -> None:
-    average = PostHocAverage(tmp_path, kept(tmp_path), Snapshot(images_seen=FINAL, sigma_rel=0.1))
+    average = PostHocAverage(tmp_path, kept(tmp_path), EMASnapshot(images_seen=FINAL, sigma_rel=0.1))
     with pytest.raises(TrainingError, match=r"no averages were kept; set sample.sigma_rel=null, or remove"):
         average.make()
 
@@ -233,7 +241,7 @@ def test_without_any_kept_average_the_way_out_is_named(tmp_path: Path) -> None:
 def test_a_large_error_is_told_with_what_to_do(trained: Training) -> None:
     few = dict(list(kept(trained.folder / AVERAGES).items())[-2:])
     off, near = (
-        PostHocAverage(trained.folder, few, Snapshot(images_seen=FINAL, sigma_rel=each)) for each in (0.2, BETWEEN)
+        PostHocAverage(trained.folder, few, EMASnapshot(images_seen=FINAL, sigma_rel=each)) for each in (0.2, BETWEEN)
     )
     assert off.reconstruction.error > LARGE_ERROR > near.reconstruction.error
     anew = f"remove {trained.folder.parent} to train anew with a smaller train.checkpoint_images"

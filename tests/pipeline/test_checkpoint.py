@@ -127,6 +127,20 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
         verified_manifest(path)
 
 
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"format": 5, "sha256": 3}', "[" * 100_000, "NaN", "\xff"])
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(TrainingError, match=f"no readable {MANIFEST} .*; remove this unfinished checkpoint"):
+        verified_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("files", [{}, {"../model.safetensors": "0" * 64}, {"/etc/passwd": "0" * 64}])
+def test_a_manifest_of_other_files_than_a_checkpoints_is_refused(tmp_path: Path, files: dict[str, str]) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": files}))
+    with pytest.raises(TrainingError, match=f"{MANIFEST} names other files than a checkpoint has"):
+        verified_manifest(tmp_path)
+
+
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, 7)
     manifest = json.loads((path / MANIFEST).read_text())

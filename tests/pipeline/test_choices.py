@@ -1,4 +1,4 @@
-"""Every choice of the mathematics can be written in a run file, and the README lists them all."""
+"""Every choice of the mathematics can be written in a run file, and the guide lists them all."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +8,8 @@ import pytest
 import model
 from pipeline.config import Config
 from pipeline.configfile import dump, load
-from pipeline.keys import choices_markdown, kind_of
+from pipeline.keys import choices_markdown
+from pipeline.schema import kind_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "pipeline/runs/digits.yaml"
@@ -50,9 +51,9 @@ def test_every_kind_is_chosen_by_its_name_and_survives_the_file(key: str, kind: 
     assert load(tmp_path / "again.yaml", [], Config) == config
 
 
-def test_the_readme_lists_every_choice() -> None:
+def test_the_guide_lists_every_choice() -> None:
     """`python -m pipeline keys --choices` prints what belongs there."""
-    assert choices_markdown(Config) in (ROOT / "README.md").read_text()
+    assert choices_markdown(Config) in (ROOT / "pipeline/CHOICES.md").read_text()
 
 
 @pytest.mark.parametrize(("key", "kind"), CHOICES, ids=[f"{key}={kind}" for key, kind in CHOICES])

@@ -12,7 +12,7 @@ from pipeline.cluster import Cluster, connected
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError
 
-from .heads import head_in
+from .ray_heads import head_without_dashboard
 
 
 def test_a_cluster_that_is_large_enough_is_accepted() -> None:
@@ -103,15 +103,16 @@ def _said(home: Path, address: str, **variables: str) -> str:
 
 def test_a_head_that_asks_for_a_token_gets_it(homes: tuple[Path, Path]) -> None:
     with_token, without = homes
-    with head_in(with_token, "token") as address:
+    with head_without_dashboard(with_token, "token") as address:
         assert _said(with_token, address) == "an actor answers"
-        assert "no Ray cluster answers there (it asks for a token)" in _said(without, address)
+        says = _said(without, address)
+        assert "the cluster asks for a token, and none is known here; write it to ~/.ray/auth_token" in says
 
 
 def test_a_head_that_takes_no_token_is_sent_none(homes: tuple[Path, Path]) -> None:
     """It would accept a client that asks for one itself, fail to call it back, and drop its actors."""
     with_token, _ = homes
-    with head_in(with_token, "disabled") as address:
+    with head_without_dashboard(with_token, "disabled") as address:
         assert _said(with_token, address) == "an actor answers"
         says = _said(with_token, address, RAY_AUTH_MODE="token")
         assert "this cluster takes no token, but RAY_AUTH_MODE=token asks for one" in says

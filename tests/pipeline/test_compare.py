@@ -46,7 +46,7 @@ def write(folder: Path, scores: dict[str, float | None], **protocol: Any) -> str
 
 
 def of(fid: float | None, error: float | None = None, name: str = "one") -> Scored:
-    return Scored(name, PROTOCOL, "fid", {"fid": fid, "fid_se": error})
+    return Scored("fid", {"fid": fid, "fid_se": error}, name=name, protocol=PROTOCOL)
 
 
 def test_both_are_shown_with_their_uncertainty_and_a_verdict(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from model.record import Record
-from pipeline.configfile import MAX_FILE_BYTES, dump, load
+from pipeline.configfile import MAX_FILE_BYTES, _shown, dump, load
 from pipeline.errors import ConfigError
 
 
@@ -203,9 +203,11 @@ def test_a_section_must_be_a_section(file: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["train.images", "=3", "train..images=3", "--flag=3", "train.=3", "a[0]=1"])
+@pytest.mark.parametrize(
+    "override", ["train.images", "=3", "train..images=3", "--flag=3", "train.=3", "a[0]=1", "a." * 40 + "a=1"]
+)
 def test_an_override_must_be_a_key_and_a_value(file: Path, override: str) -> None:
-    assert mistakes(file, "", override) == [f"found {override!r}, expected section.key=value (override 1)"]
+    assert mistakes(file, "", override) == [f"found {_shown(override)}, expected section.key=value (override 1)"]
 
 
 def test_an_override_whose_value_is_not_yaml_is_refused_among_the_others(file: Path) -> None:
@@ -245,6 +247,9 @@ def test_a_key_that_is_written_twice_is_refused_at_any_depth_with_both_lines(fil
         ("[" * 5_000, r"line 1: nested more than 32 levels deep"),
         ("a: &a [*a]\n", r"line 1: nested more than 32 levels deep"),
         ("a: " + "x" * MAX_FILE_BYTES, r"more than 262,144 bytes"),
+        ('a: "\\UFFFFFFFF"\n', r"not valid YAML: "),
+        ('a: "\\U00110000"\n', r"not valid YAML: chr\(\) arg not in range"),
+        (f"%YAML 1.{'9' * 5_000}\n---\na: 1\n", r"not valid YAML: "),
     ],
 )
 def test_a_file_that_is_no_run_file_is_refused(file: Path, text: str | bytes, message: str) -> None:
@@ -275,6 +280,8 @@ def test_an_alias_is_a_copy(file: Path) -> None:
         ("note: !!int x\n", "note: the tag !!int cannot be used here; write a plain value"),
         ("note: !!set {a}\n", "note: the tag !!set cannot"),
         ("note: !mine a\n", "note: the tag !mine cannot"),
+        ('output: "a\\0b"\n', r"output: the character '\\x00', which no file's name can hold"),
+        ('note: "\\ud800"\n', r"note: the character '\\ud800', which no file's name can hold"),
         ("? [a]\n: 1\n", r"a key must be one word \(line 1\)"),
         (f"version: {'9' * 5_000}\n", r"version: a number of 5,000 characters \(line 1\)"),
     ],

@@ -20,19 +20,22 @@ from urllib.request import urlopen
 import pytest
 import torch
 from ray.cluster_utils import Cluster as Nodes
+from safetensors.torch import save_file
 
 from pipeline import doctor_checks, doctor_nodes
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.data_config import DataConfig
 from pipeline.examination import Examination, Finding
+from pipeline.existing_tars import Tars, index_tars
 from pipeline.prepare import Prepare
 from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shards import Tars, index_tars, pack
-from pipeline.sources import DataConfig, Digits
+from pipeline.shards import pack
+from pipeline.sources import Digits
 
 from .commands import FILE_NAME, run_here
 from .conftest import Served
-from .heads import head_in
+from .ray_heads import head_without_dashboard
 from .waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,8 +216,8 @@ def test_a_cluster_that_is_wrong_in_ten_ways_gets_ten_cures(folder: Path, mlflow
         assert verdict == "fail", said
         assert re.search(cure, what), said
     assert len(cures) == 10
-    assert rows.keys() - cures.keys() == {"cluster answers"}
-    assert rows["cluster answers"][0] == "pass"
+    assert rows.keys() - cures.keys() == {"cluster answers", "start is there"}
+    assert {rows[check][0] for check in ("cluster answers", "start is there")} == {"pass"}
 
 
 def test_where_no_cluster_answers_the_rest_is_looked_at_all_the_same(folder: Path) -> None:
@@ -230,7 +233,7 @@ def test_where_no_cluster_answers_the_rest_is_looked_at_all_the_same(folder: Pat
 
 def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path], folder: Path) -> None:
     with_token, without = homes
-    with head_in(with_token, "token") as address:
+    with head_without_dashboard(with_token, "token") as address:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
         command = [sys.executable, "-m", "pipeline", "doctor", str(folder / FILE_NAME), f"cluster.address={address}"]
         ran = subprocess.run(
@@ -243,8 +246,8 @@ def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path],
         )
     assert ran.returncode == 1, ran.stderr
     said = " ".join(ran.stdout.split())
-    assert "it asks for a token" in said
-    assert "give its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token)" in said
+    assert "the cluster asks for a token, and none is known here" in said
+    assert "cure: write it to ~/.ray/auth_token, or name its file by RAY_AUTH_TOKEN_PATH" in said
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +388,19 @@ def test_what_needs_no_look_is_said(joined: Examination, folder: Path) -> None:
     assert one.perform(doctor_checks.weights_are_there).seen == "extractor classifier is trained on the images"
     many = examined(joined, config_of(folder, "train.num_workers=20"))
     assert many.perform(doctor_checks.workers_reduce).seen == "there is no room for the fewest workers"
+
+
+def test_what_training_starts_from_is_looked_at_here(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, f"train.warm_start={tmp_path / 'start.safetensors'}")
+    with Examination(config) as examination:
+        finding = examination.perform(doctor_checks.start_is_there)
+        assert finding.seen.endswith("start.safetensors: no such file")
+        assert finding.cure == "give one of weights, the folder of a trained run, or models:/..."
+        save_file(config.spec.build().state_dict(), tmp_path / "start.safetensors")
+        assert re.fullmatch(
+            rf"training starts from {tmp_path}/start\.safetensors, weights [0-9a-f]{{12}}",
+            examination.perform(doctor_checks.start_is_there).seen,
+        )
 
 
 def test_a_check_that_breaks_is_a_finding_too(folder: Path) -> None:

@@ -8,8 +8,6 @@ import pytest
 from pipeline.gate import Decision, Gate, Standing, judge
 
 HELD = Standing(
-    1,
-    "p" * 64,
     "fid",
     {
         "fid": 20.0,
@@ -23,6 +21,8 @@ HELD = Standing(
         "copy_rate": 0.02,
         "blank_images": 0.0,
     },
+    version=1,
+    protocol_digest="p" * 64,
 )
 BETTER = replace(HELD, version=2, scores={**HELD.scores, "fid": 18.0, "fid_se": 0.4})
 

@@ -381,8 +381,12 @@ def test_a_version_that_is_not_there_is_reported(capsys: pytest.CaptureFixture[s
         assert f"cannot download models:/{name}{place}: " in " ".join(capsys.readouterr().err.split())
 
 
+OUTSIDE = "flavors: {python_function: {artifacts: {description: {path: ../a.json}, weights: {path: a.safetensors}}}}"
+
+
 @pytest.mark.parametrize(
-    "listed", [None, "flavors: {sklearn: {}}", "flavors: {python_function: {artifacts: null}}", "a: ["]
+    "listed",
+    [None, "flavors: {sklearn: {}}", "flavors: {python_function: {artifacts: null}}", "a: [", "[" * 5_000, OUTSIDE],
 )
 def test_a_version_of_another_kind_is_refused(tmp_path: Path, listed: str | None) -> None:
     if listed is not None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from pipeline.data_config import DataConfig
 from pipeline.feed import IndexedFeed
 from pipeline.image_cache import Cache, DeviceCache, HostCache, NoRoomError
 from pipeline.order import Blocks, Permutation
@@ -22,7 +23,7 @@ from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_images import ShardFormat
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig
+from pipeline.sources import Arrays
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 SHAPE = (60, 8, 8, 3)

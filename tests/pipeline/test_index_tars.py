@@ -12,13 +12,15 @@ from PIL import Image
 from pipeline.__main__ import main
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
+from pipeline.existing_tars import Tars, index_tars
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import ShardReader
 from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_index import ShardIndex
-from pipeline.shards import Tars, index_tars, pack
-from pipeline.sources import Arrays, DataConfig, Shards
+from pipeline.shards import pack
+from pipeline.sources import Arrays, Shards
 
 from .conftest import Served
 

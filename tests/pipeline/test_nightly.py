@@ -49,7 +49,10 @@ def test_a_command_that_fails_changes_nothing(folder: Path) -> None:
     [
         (["history", "day"], "day: no such registered model; there are night"),
         (["rollback", "day"], "day: no such registered model; there are night"),
-        (["promote", "night"], "night: expected models:/NAME/VERSION or models:/NAME@ALIAS"),
+        (
+            ["promote", "night"],
+            "night: expected models:/NAME@ALIAS, such as models:/ddpm-digits@champion, or models:/NAME/VERSION",
+        ),
         (
             ["promote", "models:/night@best"],
             "models:/night@best: no such alias; there are candidate, champion",

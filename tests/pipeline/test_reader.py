@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import Cache, ShardReader
 from pipeline.shard_images import decode, encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig
+from pipeline.sources import Arrays
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 TRAIN = PIXELS[~heldout_mask(40, 0.25, seed=0)]

@@ -1,4 +1,4 @@
-"""The recipes that the README promises are valid, and train and sample on a real Ray cluster."""
+"""The recipes that the guide promises are valid, and train and sample on a real Ray cluster."""
 
 import re
 import shlex
@@ -24,12 +24,12 @@ TINY = ["train.images=1280", "train.log_images=640", "sample.images=20", "sample
 RECIPES = {
     name: shlex.split(overrides)
     for name, overrides in re.findall(
-        r"^\| ([^|]+) \| `(path\.kind=[^`]+)` \|$", (ROOT / "README.md").read_text(), re.M
+        r"^\| ([^|]+) \| `(path\.kind=[^`]+)` \|$", (ROOT / "pipeline/CHOICES.md").read_text(), re.M
     )
 }
 
 
-def test_the_readme_has_recipes() -> None:
+def test_the_guide_has_recipes() -> None:
     assert len(RECIPES) >= 5
 
 

@@ -163,7 +163,9 @@ def test_a_version_of_another_protocol_is_compared_once_the_champion_was_scored_
     other = "q" * 64
     unlike = register(run, night(package, "b", 1.0, protocol_digest=other), name, GATE)
     assert unlike.verdict == ("version 1 stays champion: version 1 was not scored under the protocol of version 2")
-    again = Standing(1, other, "fid_classifier", {"fid_classifier": 30.0, "fid_classifier_se": 0.5})
+    again = Standing(
+        "fid_classifier", {"fid_classifier": 30.0, "fid_classifier_se": 0.5}, version=1, protocol_digest=other
+    )
     add_scores(run.client, name, again)
     assert standing(run.client, name, 1, other) == again
     assert register(run, night(package, "c", 20.0, protocol_digest=other), name, GATE).verdict == (
@@ -299,7 +301,7 @@ def test_the_plot_of_nights_follows_the_registry(
         register(run, night(package, key, fid), name, GATE)
     move_champion(run.client, name, 1, "by hand")
     again = {"fid_classifier": 40.0, "fid_classifier_se": 0.5}
-    add_scores(run.client, name, Standing(1, other, "fid_classifier", again))
+    add_scores(run.client, name, Standing("fid_classifier", again, version=1, protocol_digest=other))
     register(run, night(package, "d", 50.0, protocol_digest=other), name, GATE)
     register(run, night(package, "e", None, protocol_digest=other), name, GATE)
     points, score = night_points(run.client, name)

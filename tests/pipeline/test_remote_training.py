@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data_config import DataConfig
 from pipeline.shards import pack
-from pipeline.sources import DataConfig, Digits
+from pipeline.sources import Digits
 
 from .conftest import Served
 

@@ -4,11 +4,15 @@
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from pipeline.plan import plan_for, scaling_table
+from pipeline.costs import Step, sent_bytes
+from pipeline.plan import Plan, one_checkpoint, plan_for
+from pipeline.terminal import duration, size
+from pipeline.volumes import gradient_bytes, network_of, sample_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "infra/SCALING.md"
@@ -25,7 +29,32 @@ def table(name: str) -> str:
         )
         for count in COUNTS[name]
     ]
-    return scaling_table(plans)
+    return markdown(plans)
+
+
+def markdown(plans: Sequence[Plan]) -> str:
+    """A row for each plan, which differ in the number of devices."""
+    heads = (
+        "devices | images/s | step | exchange not hidden | efficiency | gradients sent by each | reader | checkpoint"
+    )
+    rows = [heads, " | ".join(["---:"] * 8)]
+    for plan in plans:
+        step, config, devices = Step.of(plan.config, plan.speeds), plan.config, plan.speeds.devices
+        read = config.train.batch_size * sample_bytes(config.data) / step.seconds
+        sent = sent_bytes(gradient_bytes(network_of(config)), devices, config.train.parallel)
+        between_s = config.train.checkpoint_images / config.train.batch_size * step.seconds
+        cells = [
+            f"{devices:,}",
+            f"{config.train.batch_size / step.seconds:,.0f}",
+            f"{1000 * step.seconds:.1f} ms",
+            f"{1000 * step.exposed_s:.1f} ms",
+            f"{step.compute_s / step.seconds:.0%}",
+            f"{size(sent / step.seconds)}/s",
+            f"{size(read)}/s",
+            f"{size(one_checkpoint(config))} every {duration(between_s)}",
+        ]
+        rows.append(" | ".join(cells))
+    return "".join(f"| {row} |\n" for row in rows)
 
 
 def with_table(page: str, name: str) -> str:

@@ -16,8 +16,9 @@ from urllib.parse import quote
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.data_config import DataConfig
 from pipeline.shards import pack
-from pipeline.sources import DataConfig, Digits
+from pipeline.sources import Digits
 
 from .conftest import Served
 from .servers import free_port, mlflow_server

@@ -286,6 +286,15 @@ def test_a_wrong_request_is_told_why_without_mlflows_schema(served: Any, questio
         served.unwrap_python_model().predict(None, question)
 
 
+def test_a_column_that_is_there_twice_is_refused(served: Any) -> None:
+    import pandas
+    from mlflow.exceptions import MlflowException
+
+    question = pandas.DataFrame([[1, 2]], columns=["seed", "seed"])
+    with pytest.raises(MlflowException, match="column 'seed' is there twice; give it once"):
+        served.unwrap_python_model().predict(None, question)
+
+
 def test_loading_leaves_the_callers_random_numbers_alone(saved: Path) -> None:
     import mlflow
 

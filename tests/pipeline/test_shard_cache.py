@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from pipeline import remote
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.order import Blocks, Permutation
 from pipeline.reader import ShardReader
 from pipeline.shard_cache import Content, ShardCache, ShardCacheConfig
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig, Shards
+from pipeline.sources import Arrays, Shards
 
 from .conftest import Served
 from .waiting import wait_until

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.index_builder import heldout_mask
 from pipeline.reader import ShardReader
@@ -24,7 +25,7 @@ from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_images import encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig, Shards
+from pipeline.sources import Arrays, Shards
 from pipeline.tar_members import read_samples
 
 from .conftest import Served
@@ -253,6 +254,12 @@ def test_a_member_too_large_for_any_image_is_refused_unread(tmp_path: Path) -> N
         file.truncate(512 + 2**30 + 512 + 1024)  # of a hole in the file
     with pytest.raises(DataError, match=r"a.tar: member 0.png has 1073741825 bytes, expected an image of at most 1"):
         read_samples(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("url", ["{0..9999999999}.tar", "{a,b}" * 40, "{{a},b}" * 40])
+def test_braces_that_stand_for_more_names_than_memory_holds_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"its braces stand for up to [\d,]+ names; list fewer, or use a glob"):
+        Shards(urls=(url,))
 
 
 @pytest.mark.parametrize("url", ["pipe:cat a.tar", "pipe:curl http://host/a.tar", "{a.tar,pipe:cat a.tar}", " pipe:x"])

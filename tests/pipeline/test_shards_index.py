@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.shard_index import ShardIndex
 from pipeline.shard_table import ShardTable
 from pipeline.shards import pack
-from pipeline.sources import Arrays, DataConfig
+from pipeline.sources import Arrays
 
 
 def quiet(done: int, total: int) -> None: ...

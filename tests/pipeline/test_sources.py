@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from pipeline.array_files import read_array
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.image_files import load_file
 from pipeline.keyroles import identity
@@ -25,7 +26,6 @@ from pipeline.source_images import images_in_memory
 from pipeline.sources import (
     Arrays,
     Cifar10,
-    DataConfig,
     Digits,
     FashionMnist,
     ImageFolder,

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.checkpoint import CHECKPOINTS, Snapshot
+from pipeline.data_config import DataConfig
 from pipeline.errors import DataError
 from pipeline.prepare import check_prepared
 from pipeline.reader import ShardReader
@@ -21,7 +22,7 @@ from pipeline.shard_cache import ShardCacheConfig
 from pipeline.shard_images import encode
 from pipeline.shard_index import ShardIndex
 from pipeline.shards import pack
-from pipeline.sources import DataConfig, Stream
+from pipeline.sources import Stream
 from pipeline.stream import StreamFeed, StreamPlan
 from pipeline.train import Train
 from pipeline.train_loop import Worker

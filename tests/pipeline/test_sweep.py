@@ -11,7 +11,7 @@ from PIL import Image
 from ray._private.state import actors  # that of ray.util needs a dashboard
 from rich.console import Console
 
-from evaluation import curves
+from evaluation import quality_curves
 from model import DDIM
 from pipeline.cluster import connected
 from pipeline.combinations import combine
@@ -301,13 +301,13 @@ AVERAGED = "train.also_averaged=[{kind: power_function, sigma_rel: 0.05}, {kind:
 def lines_of(picture: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[tuple[float, float]]]]:
     """The lines of each picture of this name that is drawn from now on."""
     drawn: list[dict[str, list[tuple[float, float]]]] = []
-    draw = getattr(curves, picture)
+    draw = getattr(quality_curves, picture)
 
     def noted(series: dict[str, list[tuple[float, float]]], *arguments: Any) -> None:
         drawn.append(series)
         draw(series, *arguments)
 
-    monkeypatch.setattr(curves, picture, noted)
+    monkeypatch.setattr(quality_curves, picture, noted)
     return drawn
 
 

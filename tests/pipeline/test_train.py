@@ -14,8 +14,8 @@ from model import EMAs, ExponentialEMA
 from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, Snapshot
 from pipeline.curve import CURVE
 from pipeline.errors import DataError, TrainingError
-from pipeline.speed import SHARES
-from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights, steady_images_per_s
+from pipeline.speed import SHARES, steady_images_per_s
+from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights
 from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState
 from pipeline.train_step import flip, learning_rate
