@@ -26,7 +26,6 @@ _OPENING_S = 300.0  # longest wait for another process that is opening the same
 _MAX_PARAM_CHARACTERS = 6000  # MLflow's own limit, beyond which it cuts without saying so
 _MAX_PARAMS = 100  # of one log_batch
 _DIGEST_CHARACTERS = 12  # as in the version's card; MLflow's columns show no more, and it takes at most 36
-_ABOUT = {"mlflow.experimentKind": "custom_model_development"}  # else its UI opens on chats, judges and prompts
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _experiment(client: "MlflowClient", uri: str, name: str, folder: Path) -> st
 
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location(uri, folder), _ABOUT))
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri, folder)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process, meanwhile
                 raise

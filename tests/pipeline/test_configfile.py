@@ -327,7 +327,7 @@ def test_the_dump_has_every_key_in_the_order_of_the_schema_and_loads_back(file: 
     assert dump(load(file, [], Schema)) == text
 
 
-words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)  # those are refused
 traps = st.sampled_from(
     ["1e-4", "on", "null", "~", "1_000", "010", "1:30", "=", "<<", "{a: b}", "- x", "true", "", " "]
 )

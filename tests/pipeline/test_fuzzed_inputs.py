@@ -24,11 +24,11 @@ import pipeline
 from pipeline.config import Config
 from pipeline.configfile import dump, load
 from pipeline.errors import ConfigError, DataError
+from pipeline.existing_tars import Tars, index_tars
 from pipeline.reader import ShardReader
 from pipeline.shard_cache import DEFAULT
 from pipeline.shard_images import decode, encode
 from pipeline.shard_index import MANIFEST, ShardIndex
-from pipeline.shards import Tars, index_tars
 from pipeline.tar_members import read_samples
 
 SECONDS = float(os.environ.get("FUZZ_S", "0"))

@@ -48,12 +48,6 @@ def test_a_run_keeps_its_params_tags_and_name_and_hides_secrets(uri: str, tmp_pa
     assert uri not in repr(run)
 
 
-def test_an_experiment_is_one_of_machine_learning_to_mlflows_ui(uri: str, tmp_path: Path) -> None:
-    run = opened(uri, tmp_path)
-    tags = run.client.get_experiment(run.experiment_id).tags
-    assert tags["mlflow.experimentKind"] == "custom_model_development"
-
-
 def test_a_run_keeps_the_description_that_it_has(uri: str, tmp_path: Path) -> None:
     run = opened(uri, tmp_path)
     for text in ("- **fid**: 1.25", "- **fid**: 1.5"):
