@@ -43,6 +43,7 @@ _ON_CLUSTERS = (
     "test_nightly",
     "test_three_nights",
     "test_given_reference",
+    "test_refusals",
     "test_extended_run",
 )
 
