@@ -44,6 +44,9 @@ _ON_CLUSTERS = (
     "test_three_nights",
     "test_given_reference",
     "test_refusals",
+    "test_mlflow_server",
+    "test_secrets",
+    "test_earlier_formats",
     "test_extended_run",
 )
 
