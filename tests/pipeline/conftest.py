@@ -4,8 +4,8 @@ import functools
 import gc
 import http.server
 import socket
+import subprocess
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,10 +60,9 @@ def _started() -> Nodes:
             left = [child for child in psutil.Process().children(recursive=True) if child not in before]
         for child in left:
             child.kill()
-        psutil.wait_procs(left, timeout=10)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # of what Ray has started and not waited for
-            gc.collect()
+        for process in gc.get_objects():
+            if issubclass(type(process), subprocess.Popen) and process.pid in {child.pid for child in left}:
+                process.wait(10)  # which Ray does not: Python would warn of it whenever the object goes
     return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
 
 

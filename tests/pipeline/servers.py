@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 from .waiting import wait_until
 
-_START_S = 90
+_START_S = 240
 
 
 def free_port() -> int:

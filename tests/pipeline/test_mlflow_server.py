@@ -162,7 +162,7 @@ def test_a_server_that_is_gone_for_a_part_of_the_night_has_everything_once_at_it
     uri, outputs, nights = f"http://127.0.0.1:{port}", folder / "outputs", list[subprocess.CompletedProcess[str]]()
 
     def curve() -> list[str]:
-        return [line for file in outputs.glob("stages/train-*/metrics.jsonl") for line in file.open()]
+        return [line for file in outputs.glob("stages/train-*/metrics.jsonl") for line in file.read_text().splitlines()]
 
     night = threading.Thread(target=lambda: nights.append(run("nightly", folder, f"tracking.uri={uri}")))
     with mlflow_server(folder, port, database):
