@@ -96,7 +96,9 @@ def test_a_night_leaves_no_secret_anywhere(tmp_path: Path, served: Served, ray_f
         found |= {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert any(name.endswith("store/mlflow.db") for name in found)
     assert any(name.endswith("outputs/nights/night/last.json") for name in found)
-    assert [where for name, content in found.items() for where in leaks(name, content)] == []
+    (index,) = work.glob("outputs/stages/prepare-*/index.json")  # which says where the shards are, to its owner alone
+    assert index.stat().st_mode & 0o777 == 0o600
+    assert [where for name, content in found.items() for where in leaks(name, content)] == [f"signature in {index}"]
 
 
 def leaks(name: str, content: bytes) -> Iterator[str]:
