@@ -52,18 +52,26 @@ def head() -> Iterator[Nodes]:
 def _started() -> Nodes:
     """Ray gives a node 30 s to start, which a busy machine may need: there are three attempts."""
     node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 1024**2}
-    before = psutil.Process().children(recursive=True)
-    for _ in range(2):
+    attempts = 3
+    while True:
+        before = psutil.Process().children(recursive=True)
         try:
             return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
         except Exception:  # Ray's own, or none of its own, wherever it was in starting
-            left = [child for child in psutil.Process().children(recursive=True) if child not in before]
-        for child in left:
-            child.kill()
-        for process in gc.get_objects():
-            if issubclass(type(process), subprocess.Popen) and process.pid in {child.pid for child in left}:
-                process.wait(10)  # which Ray does not: Python would warn of it whenever the object goes
-    return Nodes(initialize_head=True, shutdown_at_exit=False, head_node_args=node)
+            attempts -= 1
+            if not attempts:
+                raise
+            _end({child for child in psutil.Process().children(recursive=True) if child not in before})
+
+
+def _end(left: set[psutil.Process]) -> None:
+    """Kills what is left of a node that did not start, and waits for it."""
+    for child in left:
+        child.kill()
+    pids = {child.pid for child in left}
+    for process in gc.get_objects():
+        if issubclass(type(process), subprocess.Popen) and process.pid in pids:
+            process.wait(10)  # which Ray does not: Python would warn of it whenever the object goes
 
 
 @pytest.fixture

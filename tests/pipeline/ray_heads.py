@@ -12,11 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import ray
 
 from .servers import free_port
+from .waiting import wait_until
 
 _BIN = Path(sys.executable).parent
 _START_S = 180
@@ -81,8 +83,9 @@ def _head_node(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[s
 
 @contextmanager
 def another_node(head: Head) -> Iterator[None]:
-    """`ray start --address`: while it lasts the cluster has two nodes."""
+    """`ray start --address`: while it lasts the cluster has two nodes, which the dashboard knows of."""
     with _started(head.folder, head.nodes_environment, f"--address={head.gcs}"):
+        wait_until(lambda: _nodes(head) == 2, within_s=_START_S)
         yield
 
 
@@ -158,17 +161,24 @@ def _dashboard(temporary: Path, gcs: str, address: str, environment: Mapping[str
     ]
 
 
+def _nodes(head: Head) -> int:
+    """How many the dashboard knows of, dead ones among them."""
+    return len(_answer(f"{head.url}/nodes?view=summary", head.nodes_environment["RAY_AUTH_MODE"])["data"]["summary"])
+
+
 def _wait(url: str, mode: str) -> None:
     """Until the dashboard answers."""
-    headers = {"Authorization": f"Bearer {TOKEN}"} if mode == "token" else {}
     deadline = time.monotonic() + _START_S
     while True:
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(f"{url}/api/jobs/", headers=headers), timeout=10
-            ) as answer:
-                json.load(answer)
+            _answer(f"{url}/api/jobs/", mode)
             return
         except (OSError, ValueError):
             assert time.monotonic() < deadline, "the dashboard did not start"
             time.sleep(0.5)
+
+
+def _answer(url: str, mode: str) -> Any:
+    headers = {"Authorization": f"Bearer {TOKEN}"} if mode == "token" else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        return json.load(answer)

@@ -93,9 +93,13 @@ except ClusterError as error:
 
 def _said(home: Path, address: str, **variables: str) -> str:
     """What a command prints that joins the head from a process of its own, in a home with or without a token."""
+    return _printed(_CLIENT, home, RAY_ADDRESS=address, **variables)
+
+
+def _printed(program: str, home: Path, **variables: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-    environment = {**inherited, "HOME": str(home), "RAY_ADDRESS": address, **variables}
-    command = [sys.executable, "-c", _CLIENT]
+    environment = {**inherited, "HOME": str(home), **variables}
+    command = [sys.executable, "-c", program]
     ran = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
@@ -116,3 +120,22 @@ def test_a_head_that_takes_no_token_is_sent_none(homes: tuple[Path, Path]) -> No
         assert _said(with_token, address) == "an actor answers"
         says = _said(with_token, address, RAY_AUTH_MODE="token")
         assert "this cluster takes no token, but RAY_AUTH_MODE=token asks for one" in says
+
+
+_OF_ITS_OWN = """
+import grpc, ray
+from pipeline.cluster import connected
+from pipeline.config import ClusterConfig
+
+with connected(ClusterConfig()), grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+    try:
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=60)
+        print("let in")
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+
+
+def test_a_cluster_of_its_own_turns_strangers_away(tmp_path: Path) -> None:
+    """It listens to the whole network, as Ray does."""
+    assert _printed(_OF_ITS_OWN, tmp_path) == "UNAUTHENTICATED"

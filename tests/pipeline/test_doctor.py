@@ -232,6 +232,7 @@ def test_where_no_cluster_answers_the_rest_is_looked_at_all_the_same(folder: Pat
     assert rows["versions agree"] == ("not checked", "there is no cluster")
 
 
+@pytest.mark.slow
 def test_a_token_that_is_wanted_and_not_there_is_named(homes: tuple[Path, Path], folder: Path) -> None:
     with_token, without = homes
     with head_without_dashboard(with_token, "token") as address:

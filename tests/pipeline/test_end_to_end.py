@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.__main__ import main
 
 from .commands import kill_when, new_folder, run, run_here
-from .trainings import assert_same_state, losses
+from .trainings import assert_same_state, losses, prepared, train_here
 
 RUN_FILE = """\
 version: 1
@@ -196,15 +197,29 @@ def test_versions_and_runs_are_compared_where_they_were_scored_alike(
 
 
 @pytest.mark.timeout(900)
-def test_a_driver_killed_in_training_leaves_the_undisturbed_result_to_the_next(
+def test_a_driver_killed_in_training_leaves_the_undisturbed_training_to_the_next(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
+) -> None:
+    """Of one worker, since the undisturbed one is this process: to the last bit."""
+    folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
+    one = "train.num_workers=1"
+    kill_when(lambda: len(checkpoints(folder)) > 1, "train", folder, one)
+    assert not list(folder.glob("outputs/stages/train-*/done.json"))
+    finished = run_here("train", folder, JOINED, one)
+    assert finished.returncode == 0, finished.stderr
+    (training,) = folder.glob("outputs/stages/train-*")
+    expected = train_here(prepared(yaml.safe_load(RUN_FILE), folder / "here", None, num_workers=1)).folder
+    assert_same_state(training, expected)
+    assert losses(training) == losses(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_training_leaves_the_undisturbed_result_to_the_next(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory, empty_store: bytes
 ) -> None:
     folder = new_folder(tmp_path_factory, "killed", RUN_FILE, empty_store)
-
-    def trained_half() -> bool:
-        return len(list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))) > 1
-
-    kill_when(trained_half, "run", folder)
+    kill_when(lambda: len(checkpoints(folder)) > 1, "run", folder)
     assert not list(folder.glob("outputs/stages/train-*/done.json"))
     finished = run_here("run", folder, JOINED)
     assert finished.returncode == 0, finished.stderr
@@ -235,6 +250,11 @@ def test_a_driver_killed_in_sampling_leaves_the_undisturbed_result_to_the_next(
     assert skipped(finished) == 3
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn_before.items()), "chunks were drawn again"
     assert_same_summary(folder, undisturbed[0])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of its training that are whole."""
+    return list(folder.glob("outputs/stages/train-*/checkpoints/images-*/manifest.json"))
 
 
 def assert_same_summary(found: Path, expected: Path) -> None:

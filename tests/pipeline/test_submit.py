@@ -106,6 +106,7 @@ def test_the_last_lines_and_the_exit_code_of_a_failed_job_come_back(cluster: Hea
     assert job_of(again) == f"{job_of(failed)}-2"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_cancel_ends_it(cluster: Head, folder: Path) -> None:
     arguments = ["submit", "tiny.yaml", "name=long", "train.images=10_000_000", "--command", "train", "--follow"]
     with following(folder, cluster, *arguments) as watching:
