@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from pipeline.__main__ import main
+from pipeline.cluster import connected
+from pipeline.config import ClusterConfig
 
 from .commands import kill_when, new_folder, run, run_here
 from .trainings import assert_same_state, losses, prepared, train_here
@@ -208,7 +210,8 @@ def test_a_driver_killed_in_training_leaves_the_undisturbed_training_to_the_next
     finished = run_here("train", folder, JOINED, one)
     assert finished.returncode == 0, finished.stderr
     (training,) = folder.glob("outputs/stages/train-*")
-    expected = train_here(prepared(yaml.safe_load(RUN_FILE), folder / "here", None, num_workers=1)).folder
+    with connected(ClusterConfig(address="auto")):
+        expected = train_here(prepared(yaml.safe_load(RUN_FILE), folder / "here", None, num_workers=1)).folder
     assert_same_state(training, expected)
     assert losses(training) == losses(expected)
 
