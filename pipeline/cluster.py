@@ -26,7 +26,8 @@ class Cluster:
     gpus: float
 
     def __str__(self) -> str:
-        return f"Ray at {self.config.address}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        where = "on this machine" if self.config.address == "local" else f"at {self.config.address}"
+        return f"Ray {where}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
     @property
     def use_gpu(self) -> bool:

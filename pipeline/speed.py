@@ -208,6 +208,14 @@ def time_spent(points: list[dict[str, Any]]) -> dict[str, float]:
 
 def in_words(figures: Mapping[str, float]) -> str:
     """`91 % compute, 6 % communication, 0 % data, 3 % other; 41.2 GFLOP/s, 32 % of the matmul rate`."""
-    parts = ", ".join(f"{100 * figures[f'{name}_share']:.0f} % {name}" for name in SHARES)
-    fraction = f"{100 * figures['matmul_fraction']:.0f} % of the matmul rate"
-    return f"{parts}; {flop_rate(figures['flop_per_s'])}, {fraction}"
+    return f"{shares_in_words(figures)}; {rate_in_words(figures)}"
+
+
+def shares_in_words(figures: Mapping[str, float]) -> str:
+    """What the time went into."""
+    return ", ".join(f"{100 * figures[f'{name}_share']:.0f} % {name}" for name in SHARES)
+
+
+def rate_in_words(figures: Mapping[str, float]) -> str:
+    """What was reached of what the device can."""
+    return f"{flop_rate(figures['flop_per_s'])}, {100 * figures['matmul_fraction']:.0f} % of the matmul rate"

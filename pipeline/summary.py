@@ -7,7 +7,7 @@ from .evaluate import PROTOCOL
 from .files import read_json, write_json
 from .likelihood import in_words as likelihoods_in_words
 from .mlflow_store import redacted
-from .speed import SHARES, in_words
+from .speed import SHARES, rate_in_words, shares_in_words
 from .stage import Run
 from .terminal import StageReport
 from .trained_model import posthoc_average
@@ -75,27 +75,25 @@ def measured(run: Run) -> dict[str, str]:
     heldout, as_many = scores.get(f"{name}_heldout"), scores.get(f"{name}_as_many_samples")
     if heldout is not None and as_many is not None:
         count = run.results["prepare"].facts["heldout_images"]
-        facts["beside real images"] = (
-            f"{as_many:.4g} of {count} samples against {heldout:.4g} of {count} held-out images: "
-            f"{as_many / heldout:.2f} times"
+        facts["held-out images"] = (
+            f"{heldout:.4g} of all {count}, {as_many:.4g} of as many samples: {as_many / heldout:.2f} times"
         )
     if "confidence_samples" in scores:
         facts["confidence"] = (
-            f"{scores['confidence_samples']:.3f} mean top class on samples, {scores['confidence_heldout']:.3f} on "
-            f"held-out images; {scores['classes_present']:.0f} of {len(run.index.class_names)} classes present"
+            f"{scores['confidence_samples']:.3f} mean top class on samples, {scores['confidence_heldout']:.3f} held "
+            f"out; {scores['classes_present']:.0f} of {len(run.index.class_names)} classes present"
         )
     if "class_agreement" in scores:
         facts["class agreement"] = f"{scores['class_agreement']:.3f} of {images:,} samples are of the asked class"
     copied = next((scores[key] for key in scores if key.startswith("copy_rate")), None)
     if copied is not None:
-        facts["copies"] = (
-            f"{copied:.3f} of samples are as near to a training image as the nearest 0.010 of held-out images"
-        )
+        facts["copies"] = f"{copied:.3f} of samples are as near a training image as the nearest 0.010 held out"
     if average := posthoc_average(run):
         facts["average"] = str(average)
     facts |= likelihoods_in_words(scores, run.config.evaluate.likelihoods)
     if run.results["train"].facts.get("flop_per_s") is not None:  # not measured by earlier code
-        facts["training"] = in_words(run.results["train"].facts)
+        facts["training"] = shares_in_words(run.results["train"].facts)
+        facts["arithmetic"] = rate_in_words(run.results["train"].facts)
     return facts
 
 

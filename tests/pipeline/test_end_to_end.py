@@ -92,9 +92,10 @@ def test_one_command_packs_trains_samples_scores_and_registers(undisturbed: Undi
 
 
 def test_the_terminal_shows_the_stages_and_no_noise_of_libraries(undisturbed: Undisturbed) -> None:
-    _, finished = undisturbed
+    folder, finished = undisturbed
     assert finished.stderr == ""
     lines = finished.stdout.splitlines()
+    assert max(len(line) for line in lines if str(folder) not in line) <= 100
     for stage in ("prepare", "train", "reference", "sample", "evaluate", "register", "total"):
         assert any(line.startswith(stage) for line in lines), stage
     assert "\x1b" not in finished.stdout
