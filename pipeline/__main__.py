@@ -13,12 +13,12 @@ quiet_libraries()  # before anything imports them
 
 from evaluation import EvaluationError
 
-from .config import Config
-from .configfile import load
 from .errors import ConfigError, PipelineError, disk_errors
 from .job_commands import add_job_commands
-from .mlflow_store import redacted
 from .model_commands import add_model_commands
+from .registration.mlflow_store import redacted
+from .runfile.config import Config
+from .runfile.configfile import load
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
@@ -177,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _run(options)
         return
     config = _config(options)
-    from .outside import run_outside
+    from .scoring.outside import run_outside
 
     with disk_errors(config.output):
         run_outside(config, options.images, options.reference, Terminal())
@@ -185,17 +185,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _nightly(options: argparse.Namespace) -> int:
     config = _config(options)
-    from .nightly import run_nightly
+    from .nights.nightly import run_nightly
 
     with disk_errors(config.output):
         return run_nightly(config, Terminal()).exit_code
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from .combinations import combine
+    from .sweeps.combinations import combine
 
     combinations = combine(options.file, options.overrides)
-    from .sweep import run_sweep
+    from .sweeps.sweep import run_sweep
 
     with disk_errors(combinations[0].config.output):
         run_sweep(combinations, Terminal())
@@ -203,41 +203,41 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     config = _config(options)
-    from .outline import print_outline
+    from .runfile.outline import print_outline
 
     print_outline(config, console_for(sys.stdout))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     config = _config(options)
-    from .doctor import run_doctor
+    from .clusters.doctor import run_doctor
 
     return run_doctor(config, options.all, Terminal())
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from .plan import run_plan
+    from .clusters.plan import run_plan
 
     run_plan(options, console_for(sys.stdout))
 
 
 def _profile(options: argparse.Namespace) -> None:
     config = _config(options)
-    from .profiling import run_profile
+    from .training.profiling import run_profile
 
     with disk_errors(config.output):
         run_profile(config, Terminal())
 
 
 def _index(options: argparse.Namespace) -> None:
-    from .index_tars import run_index
+    from .data.index_tars import run_index
 
     with disk_errors(options.into):
         run_index(options, Terminal())
 
 
 def _keys(options: argparse.Namespace) -> None:
-    from .keys import choices_markdown, print_keys
+    from .runfile.keys import choices_markdown, print_keys
 
     if options.choices:
         print(choices_markdown(Config), end="")

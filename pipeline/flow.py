@@ -4,29 +4,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from . import tracking
-from .cluster import connected
-from .config import Config
-from .configfile import dump
-from .curve import CURVE
+from .clusters.cluster import connected
+from .data.prepare import Prepare, check_prepared
 from .errors import TrackingError
-from .evaluate import Evaluate
+from .features.reference import Reference
 from .files import exclusive, write_text
-from .guide import Guide
-from .metrics_follower import MetricsFollower
-from .mlflow_store import check_answers, redacted
-from .prepare import Prepare, check_prepared
-from .preview import PREVIEWS
-from .reference import Reference
-from .register import CONFIG, Register
-from .sample import Sample
-from .sample_shards import SampleShards
-from .score_curve import ScoreCurve
+from .models.trained_model import ModelFolders
+from .registration import tracking
+from .registration.metrics_follower import MetricsFollower
+from .registration.mlflow_store import check_answers, redacted
+from .registration.register import CONFIG, Register
+from .runfile.config import Config
+from .runfile.configfile import dump
+from .sampling.sample import Sample
+from .sampling.sample_shards import SampleShards
+from .scoring.evaluate import Evaluate
+from .scoring.score_curve import ScoreCurve
 from .stage import Run, Stage
 from .summary import close
 from .terminal import StageReport, Terminal
-from .train import Train
-from .trained_model import ModelFolders
+from .training.curve import CURVE
+from .training.guide import Guide
+from .training.preview import PREVIEWS
+from .training.train import Train
 
 FLOW: tuple[Stage, ...] = (
     Prepare(),

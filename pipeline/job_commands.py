@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import Config
-from .configfile import load
+from .runfile.config import Config
+from .runfile.configfile import load
 from .terminal import Terminal, duration
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
-    from .submit import Work
+    from .clusters.submit import Work
 
 _LAST_LINES = 10
 
@@ -48,21 +48,21 @@ def add_job_commands(
 
 def _submit(options: argparse.Namespace) -> int:
     work = _work_of(options)
-    from .submit import run_submit
+    from .clusters.submit import run_submit
 
     return run_submit(work, options.address, options.follow, Terminal())
 
 
 def _list(options: argparse.Namespace) -> None:
-    from .jobs import connect
+    from .clusters.jobs import connect
 
     rows = [_row(job) for job in connect(options.address).submitted().values()]
     Terminal().table([("job", "status", "started", "took"), *rows], "<<<>")
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from .jobs import connect
-    from .submit import follow_job
+    from .clusters.jobs import connect
+    from .clusters.submit import follow_job
 
     jobs, terminal = connect(options.address), Terminal()
     if options.follow:
@@ -72,7 +72,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> None:
-    from .jobs import connect
+    from .clusters.jobs import connect
 
     jobs, terminal = connect(options.address), Terminal()
     stopped = jobs.stop_job(options.job)
@@ -82,7 +82,7 @@ def _cancel(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from .jobs import connect
+    from .clusters.jobs import connect
 
     jobs, terminal = connect(options.address), Terminal()
     job = jobs.get_job_info(options.job)
@@ -95,12 +95,12 @@ def _status(options: argparse.Namespace) -> None:
 
 def _work_of(options: argparse.Namespace) -> "Work":
     if options.work == "sweep":
-        from .combinations import combine
+        from .sweeps.combinations import combine
 
         configs = [combination.config for combination in combine(options.file, options.overrides)]
     else:
         configs = [load(options.file, options.overrides, Config)]
-    from .submit import Work
+    from .clusters.submit import Work
 
     if options.work == "sweep":
         return Work(options.work, configs, options.file.read_text(encoding="utf-8-sig"), options.overrides)
@@ -114,7 +114,7 @@ def _row(job: "JobDetails") -> tuple[str, str, str, str]:
 
 
 def _facts(job: "JobDetails") -> dict[str, str]:
-    from .jobs import exit_code
+    from .clusters.jobs import exit_code
 
     _, status, began, took = _row(job)
     facts = {"job": job.submission_id or "", "status": status, "started": began, "took": took}

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .errors import PipelineError, disk_errors
-from .request import MODEL_HELP, add_options, add_tracking_uri, request_of
+from .models.request import MODEL_HELP, add_options, add_tracking_uri, request_of
 from .terminal import Terminal
 
 
@@ -87,8 +87,8 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     request = request_of(options)
-    from .generate import run_generate
-    from .stored_model import load_stored
+    from .models.generate import run_generate
+    from .models.stored_model import load_stored
 
     stored = load_stored(options.model, options.overrides, options.tracking_uri, options.device)
     try:
@@ -98,46 +98,46 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .compare import run_compare
-    from .mlflow_store import ANSWER_S, resolve_uri
+    from .registration.mlflow_store import ANSWER_S, resolve_uri
+    from .scoring.compare import run_compare
 
     run_compare(options.first, options.second, resolve_uri(options.tracking_uri), ANSWER_S, Terminal())
 
 
 def _import(options: argparse.Namespace) -> None:
-    from .diffusers_folder import run_import
+    from .models.diffusers_folder import run_import
 
     with disk_errors(options.into):
         run_import(options, Terminal(brief=True))
 
 
 def _export(options: argparse.Namespace) -> None:
-    from .diffusers_folder import run_export
+    from .models.diffusers_folder import run_export
 
     with disk_errors(options.into):
         run_export(options, Terminal(brief=True))
 
 
 def _history(options: argparse.Namespace) -> None:
-    from .versions import show_history
+    from .nights.versions import show_history
 
     show_history(options.model_name, _uri(options), Terminal())
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from .versions import promote
+    from .nights.versions import promote
 
     promote(options.model, options.because, _uri(options), Terminal())
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from .versions import rollback
+    from .nights.versions import rollback
 
     rollback(options.model_name, options.because, _uri(options), Terminal())
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from .prune import prune
+    from .nights.prune import prune
 
     with disk_errors(options.output):
         prune(options.model_name, options.keep, options.output, _uri(options), options.really, Terminal())
@@ -145,7 +145,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _uri(options: argparse.Namespace) -> str:
     """MLflow's address, which answers."""
-    from .mlflow_store import check_answers, resolve_uri
+    from .registration.mlflow_store import check_answers, resolve_uri
 
     uri = resolve_uri(options.tracking_uri)
     check_answers(uri)

@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .cluster import Cluster
-from .config import Config
+from .clusters.cluster import Cluster
+from .data.shard_index import MANIFEST, ShardIndex
 from .files import digest, exclusive, in_turn, read_json, sha256_of, write_json
-from .keyroles import identity
-from .mlflow_store import resolve_uri
-from .shard_index import MANIFEST, ShardIndex
+from .registration.mlflow_store import resolve_uri
+from .registration.tracking import TrackedRun
+from .runfile.config import Config
+from .runfile.keyroles import identity
 from .terminal import Terminal
-from .tracking import TrackedRun
-from .warm_start import WarmStart, find_start
+from .training.warm_start import WarmStart, find_start
 
 Facts = dict[str, Any]
 """What a stage found out, as JSON."""

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .evaluate import PROTOCOL
 from .files import read_json, write_json
-from .likelihood import in_words as likelihoods_in_words
-from .mlflow_store import redacted
-from .speed import SHARES, rate_in_words, shares_in_words
+from .models.trained_model import posthoc_average
+from .registration.mlflow_store import redacted
+from .scoring.evaluate import PROTOCOL
+from .scoring.likelihood import in_words as likelihoods_in_words
 from .stage import Run
 from .terminal import StageReport
-from .trained_model import posthoc_average
+from .training.speed import SHARES, rate_in_words, shares_in_words
 
 SUMMARY, REPORT = "summary.json", "report.html"
 

@@ -15,9 +15,9 @@ from subprocess import run
 import pytest
 import yaml
 
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.keys import key_table
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.keys import key_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT_NAMES = ["model", "evaluation", "pipeline"]
@@ -26,6 +26,8 @@ FILES = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", 
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic"}
 OUTSIDE_WORLD = {"os", "pathlib", "io", "shutil", "tempfile", "subprocess", "socket", "logging", "sys"}
 EVALUATION_NEVER_IMPORTS = {"pipeline", "ray", "mlflow", "webdataset"}
+FLOW = ["data", "training", "features", "sampling", "scoring", "sweeps", "nights"]
+"""Rooms of `pipeline` that images pass through, in this order."""
 DOCUMENTED = ["model", "evaluation"]
 """Packages with public names; `pipeline` is a program."""
 LETS_PASS = re.compile(r"# *(type: *ignore|noqa|pragma: *no)")
@@ -91,6 +93,23 @@ def test_model_touches_no_file_no_environment_and_no_terminal(source: Path) -> N
 def test_evaluation_knows_neither_the_cluster_nor_the_registry(source: Path) -> None:
     strangers = imports(source) & EVALUATION_NEVER_IMPORTS
     assert not strangers, f"{source.name} imports {sorted(strangers)}"
+
+
+def rooms_used(source: Path) -> set[str]:
+    """Rooms of `pipeline` that a file in one of them imports from, beside its own."""
+    nodes = ast.walk(ast.parse(source.read_text()))
+    used = {
+        str(node.module).partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 2
+    }
+    return {name for name in used if (ROOT / "pipeline" / name).is_dir()}
+
+
+@pytest.mark.parametrize("room", FLOW)
+def test_a_room_of_the_pipeline_knows_none_that_comes_after_it(room: str) -> None:
+    later = set(FLOW[FLOW.index(room) + 1 :])
+    backwards = {path.name: found for path in sources(f"pipeline/{room}") if (found := rooms_used(path) & later)}
+    assert not backwards
+    assert room == FLOW[0] or any(rooms_used(path) for path in sources(f"pipeline/{room}"))
 
 
 def test_forbidden_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import DDPMUNet, Denoising, EMAs, ModelSpec, Simple, Unconditional, VPLinear, fast_precision, to_unit_range
-from pipeline.train_config import TrainConfig
-from pipeline.train_step import Batch, Recipe, TrainStep
+from pipeline.runfile.train_config import TrainConfig
+from pipeline.training.train_step import Batch, Recipe, TrainStep
 
 DDPM = DDPMUNet(dropout=0.0)
 TINY = DDPMUNet(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(2,), dropout=0.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.diffusers_layers import to_ours
+from pipeline.models.diffusers_layers import to_ours
 
 TRANSFORMER = {
     "proj_in": "project_in",

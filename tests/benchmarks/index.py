@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.index_builder import entry_of
-from pipeline.order import Blocks, Permutation
-from pipeline.shard_index import ShardIndex
-from pipeline.shard_table import ShardTable
+from pipeline.data.index_builder import entry_of
+from pipeline.data.order import Blocks, Permutation
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shard_table import ShardTable
 from records import Record, growth
 
 WORK = ("open", "labels", "batches_blocks", "batches_permutation")

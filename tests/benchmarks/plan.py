@@ -3,7 +3,7 @@
     python tests/benchmarks/plan.py FILE [key=value ...] [--until STAGE] [--output FILE]
 
 An idle machine is assumed. Of each stage it also tells what it took beside the work that was planned: of a short run,
-those seconds are the start-ups in `pipeline/devices.py`.
+those seconds are the start-ups in `pipeline/clusters/devices.py`.
 """
 
 import argparse
@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.costs import measured_here
-from pipeline.devices import STARTS_S
-from pipeline.flow import STAGES, run_flow
-from pipeline.plan import Plan
+from pipeline.clusters.costs import measured_here
+from pipeline.clusters.devices import STARTS_S
+from pipeline.clusters.plan import Plan
+from pipeline.clusters.trial import measure
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 from pipeline.terminal import StageReport, Terminal
-from pipeline.trial import measure
 from records import Record
 
 GOAL = 0.25
@@ -41,6 +40,11 @@ class Reports(Terminal):
 
 def main() -> None:
     """Plans, runs, prints both and writes the JSON."""
+    from pipeline.flow import (  # seconds, which the trial's processes, that import this file, do not take
+        STAGES,
+        run_flow,
+    )
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")

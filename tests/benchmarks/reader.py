@@ -20,15 +20,15 @@ import torch
 import webdataset
 from PIL import Image
 
-from pipeline.data_config import DataConfig
-from pipeline.feed import IndexedFeed
-from pipeline.image_cache import Cache
-from pipeline.order import Permutation
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shard_images import ShardFormat
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays
+from pipeline.data.feed import IndexedFeed
+from pipeline.data.image_cache import Cache
+from pipeline.data.order import Permutation
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shard_images import ShardFormat
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays
+from pipeline.runfile.data_config import DataConfig
 from records import Record, Speeds, ratio, take_turns
 
 BATCH = 128

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import CheckpointWriter, Snapshot
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.curve import read_curve
-from pipeline.train import recipe_of
-from pipeline.train_step import TrainStep
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.training.checkpoint import CheckpointWriter, Snapshot
+from pipeline.training.curve import read_curve
+from pipeline.training.train import recipe_of
+from pipeline.training.train_step import TrainStep
 from records import Record
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
@@ -45,8 +45,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 def loop(config):
-    from pipeline.config import Config
-    from pipeline.configfile import load
+    from pipeline.runfile.config import Config
+    from pipeline.runfile.configfile import load
     torch.set_num_threads(1)
     network = prepare_model(load(pathlib.Path(config["file"]), [], Config).spec.build())
     optimizer = torch.optim.Adam(network.parameters())

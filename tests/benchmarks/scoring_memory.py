@@ -27,15 +27,15 @@ from evaluation.neighbours import nearest
 from evaluation.reference import ReferenceKey, read_reference, write_reference
 from evaluation.scores import score
 from model import DDIM, DDPMUNet, ModelSpec, VPCosine
-from pipeline.checkpoint import SPEC, WEIGHTS
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.config import SampleConfig
-from pipeline.drawer import Drawer, Equipment
-from pipeline.evaluate import SampleFeatures
-from pipeline.features import Extraction, FeatureFiles
+from pipeline.features.features import Extraction, FeatureFiles
+from pipeline.features.reference import STATISTICS, RealFeatures
 from pipeline.files import sha256_of
-from pipeline.reference import STATISTICS, RealFeatures
-from pipeline.trained_model import ModelFolders
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import SampleConfig
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.sampling.drawer import Drawer, Equipment
+from pipeline.scoring.evaluate import SampleFeatures
+from pipeline.training.checkpoint import SPEC, WEIGHTS
 from records import Record, growth
 
 CHUNK_IMAGES = 250

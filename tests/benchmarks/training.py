@@ -22,16 +22,16 @@ from rich.console import Console
 from torch.nn.functional import mse_loss
 
 from model import VPCosine, to_unit_range
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.curve import read_curve
+from pipeline.data.prepare import Prepare
+from pipeline.data.reader import ShardReader
 from pipeline.flow import run_flow
-from pipeline.prepare import Prepare
-from pipeline.reader import ShardReader
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train import recipe_of
-from pipeline.train_step import Batch, TrainStep
+from pipeline.training.curve import read_curve
+from pipeline.training.train import recipe_of
+from pipeline.training.train_step import Batch, TrainStep
 from records import Record, Speeds, ratio, take_turns
 
 RUN_FILE = Path(__file__).parents[2] / "pipeline/runs/digits.yaml"

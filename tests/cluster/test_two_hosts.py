@@ -14,11 +14,11 @@ import pytest
 import ray
 import requests
 
-from pipeline.cluster import Cluster
-from pipeline.config import Config
-from pipeline.configfile import dump
-from pipeline.curve import read_curve
-from pipeline.mlflow_store import connect
+from pipeline.clusters.cluster import Cluster
+from pipeline.registration.mlflow_store import connect
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import dump
+from pipeline.training.curve import read_curve
 
 from ..pipeline.trainings import TINY, losses, paced, prepared, train_here
 from .hosts import INTERFACE, Host, Network, network, why_not

@@ -13,13 +13,13 @@ from torch import Tensor
 from evaluation.scores import vendi_score
 from model import VPSDE, Prediction
 from model.chain_samplers import ERSDE
-from pipeline import duplicates
 from pipeline.__main__ import main
-from pipeline.chunks import Chunks
-from pipeline.config import Config
-from pipeline.configfile import load
 from pipeline.files import write_arrays
-from pipeline.keys import choices_markdown
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.keys import choices_markdown
+from pipeline.sampling.chunks import Chunks
+from pipeline.scoring import duplicates
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 

@@ -11,8 +11,8 @@ import yaml
 from jsonschema import ValidationError
 
 from pipeline.__main__ import _parser
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 
 from .manifests import KUBERNETES, OVERLAYS, Document, check, rendered
 

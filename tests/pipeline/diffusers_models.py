@@ -26,7 +26,7 @@ from model import (
 )
 from model.targets import X0, V
 from pipeline.__main__ import main
-from pipeline.stored_model import StoredModel, load_stored
+from pipeline.models.stored_model import StoredModel, load_stored
 
 from ..model.small_networks import awake
 

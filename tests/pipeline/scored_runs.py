@@ -7,19 +7,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.checkpoint import SPEC, WEIGHTS
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.config import Config
-from pipeline.curve import CURVE
-from pipeline.drawer import Drawer, Equipment
-from pipeline.evaluate import PROTOCOL
+from pipeline.data.prepare import Prepare
 from pipeline.files import write_json
-from pipeline.prepare import Prepare
-from pipeline.report import write_report
-from pipeline.run_pictures import draw_pictures
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import Config
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.sampling.drawer import Drawer, Equipment
+from pipeline.scoring.evaluate import PROTOCOL
+from pipeline.scoring.report import write_report
+from pipeline.scoring.run_pictures import draw_pictures
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.trained_model import ModelFolders
+from pipeline.training.checkpoint import SPEC, WEIGHTS
+from pipeline.training.curve import CURVE
 
 from .trainings import TINY
 

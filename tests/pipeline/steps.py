@@ -12,10 +12,10 @@ import torch
 import torch.distributed
 
 from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosine
-from pipeline.checkpoint import Snapshot, restore
 from pipeline.files import write_json
-from pipeline.train_config import TrainConfig
-from pipeline.train_step import Batch, Recipe, TrainStep, share_of
+from pipeline.runfile.train_config import TrainConfig
+from pipeline.training.checkpoint import Snapshot, restore
+from pipeline.training.train_step import Batch, Recipe, TrainStep, share_of
 
 STEPS, BATCH = 40, 17  # which two workers cannot share evenly
 SPEC = ModelSpec(

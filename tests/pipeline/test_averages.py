@@ -15,8 +15,18 @@ from torch import Tensor
 
 from model import NO_GUIDANCE, EMAs, EMASnapshot, PowerFunctionEMA
 from model.ema import gamma_of
-from pipeline.averages import AVERAGES, LARGE_ERROR, PostHocAverage, clear_after, keep, kept
-from pipeline.checkpoint import (
+from pipeline.clusters.cluster import Cluster
+from pipeline.errors import TrainingError
+from pipeline.files import read_json
+from pipeline.models.stored_model import load_stored
+from pipeline.models.trained_model import ModelFolders, weights_identity
+from pipeline.runfile.config import ClusterConfig, Config
+from pipeline.sampling.sample import Sample
+from pipeline.scoring.likelihood import LikelihoodWork, _work
+from pipeline.stage import Result, Run
+from pipeline.terminal import Terminal
+from pipeline.training.averages import AVERAGES, LARGE_ERROR, PostHocAverage, clear_after, keep, kept
+from pipeline.training.checkpoint import (
     CHECKPOINTS,
     SPEC,
     WEIGHTS,
@@ -26,19 +36,9 @@ from pipeline.checkpoint import (
     restore,
     weights_digest,
 )
-from pipeline.cluster import Cluster
-from pipeline.config import ClusterConfig, Config
-from pipeline.curve import CURVE
-from pipeline.errors import TrainingError
-from pipeline.files import read_json
-from pipeline.likelihood import LikelihoodWork, _work
-from pipeline.sample import Sample
-from pipeline.stage import Result, Run
-from pipeline.stored_model import load_stored
-from pipeline.terminal import Terminal
-from pipeline.train import _keep_weights, recipe_of
-from pipeline.train_step import Batch, TrainStep
-from pipeline.trained_model import ModelFolders, weights_identity
+from pipeline.training.curve import CURVE
+from pipeline.training.train import _keep_weights, recipe_of
+from pipeline.training.train_step import Batch, TrainStep
 
 from .trainings import TINY
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from model import EMAs, ExponentialEMA, LossHistory
-from pipeline.checkpoint import (
+from pipeline.errors import TrainingError
+from pipeline.training.checkpoint import (
     CHECKPOINTS,
     FORMAT,
     HISTORY,
@@ -30,8 +31,7 @@ from pipeline.checkpoint import (
     verified_manifest,
     weights_digest,
 )
-from pipeline.errors import TrainingError
-from pipeline.train_state import TrainState
+from pipeline.training.train_state import TrainState
 
 IDENTITY = {"train": {"learning_rate": 0.1}, "data": "d"}
 
@@ -222,8 +222,8 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from model import EMAs, ExponentialEMA
-from pipeline.checkpoint import Snapshot
-from pipeline.train_state import TrainState
+from pipeline.training.checkpoint import Snapshot
+from pipeline.training.train_state import TrainState
 network = nn.Linear(1000, 1000)
 state = TrainState(network, torch.optim.Adam(network.parameters()), EMAs(network, ExponentialEMA()))
 network(torch.ones(1, 1000)).sum().backward()
@@ -253,7 +253,7 @@ def test_whatever_moment_a_writer_is_killed_at_every_checkpoint_by_name_is_whole
 
 def test_saving_returns_before_the_storage_has_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, fsync = threading.Event(), os.fsync
-    monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
+    monkeypatch.setattr("pipeline.training.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
     writer = CheckpointWriter(tmp_path, keep=2, timeout_s=60, tell=print)
     state = stepped(new_state())
     writer.save(Snapshot.of(state, IDENTITY))
@@ -268,7 +268,7 @@ def test_a_storage_that_takes_too_long_ends_the_training_with_its_name_and_the_k
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, fsync = threading.Event(), os.fsync
-    monkeypatch.setattr("pipeline.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
+    monkeypatch.setattr("pipeline.training.checkpoint.os.fsync", lambda handle: (gate.wait(30), fsync(handle))[1])
     writer = CheckpointWriter(tmp_path, keep=2, timeout_s=0.2, tell=print)
     state = stepped(new_state())
     writer.save(Snapshot.of(state, IDENTITY))

@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 
 import model
-from pipeline.config import Config
-from pipeline.configfile import dump, load
-from pipeline.keys import choices_markdown
-from pipeline.schema import kind_of
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import dump, load
+from pipeline.runfile.keys import choices_markdown
+from pipeline.runfile.schema import kind_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "pipeline/runs/digits.yaml"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster import Cluster, connected
-from pipeline.config import ClusterConfig
+from pipeline.clusters.cluster import Cluster, connected
 from pipeline.errors import ClusterError
+from pipeline.runfile.config import ClusterConfig
 
 from .ray_heads import head_without_dashboard
 
@@ -74,8 +74,8 @@ def test_a_cluster_that_starts_too_slowly_is_tried_again_until_the_time_is_over(
 
 _CLIENT = """
 import ray, sys
-from pipeline.cluster import connected
-from pipeline.config import ClusterConfig
+from pipeline.clusters.cluster import connected
+from pipeline.runfile.config import ClusterConfig
 from pipeline.errors import ClusterError
 
 @ray.remote
@@ -124,8 +124,8 @@ def test_a_head_that_takes_no_token_is_sent_none(homes: tuple[Path, Path]) -> No
 
 _OF_ITS_OWN = """
 import grpc, ray
-from pipeline.cluster import connected
-from pipeline.config import ClusterConfig
+from pipeline.clusters.cluster import connected
+from pipeline.runfile.config import ClusterConfig
 
 with connected(ClusterConfig()), grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
     try:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from model import DDIM, Ancestral
 from pipeline.__main__ import main
-from pipeline.combinations import combine, split_values
 from pipeline.errors import ConfigError
+from pipeline.sweeps.combinations import combine, split_values
 
 DIGITS = Path(__file__).parents[2] / "pipeline/runs/digits.yaml"
 

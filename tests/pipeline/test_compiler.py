@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compiler import check_compiler
 from pipeline.errors import TrainingError
+from pipeline.models.compiler import check_compiler
 
 
 @pytest.mark.parametrize("key", ["train.compile", "sample.compile"])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from model.record import Record
-from pipeline.configfile import MAX_FILE_BYTES, _shown, dump, load
 from pipeline.errors import ConfigError
+from pipeline.runfile.configfile import MAX_FILE_BYTES, _shown, dump, load
 
 
 class Smooth(Record):
@@ -346,7 +346,7 @@ def test_any_text_and_number_survives_the_dump(tmp_path_factory: Any, name: str,
 
 def test_every_run_file_loads_and_its_dump_loads_back_equal(file: Path) -> None:
     import pipeline
-    from pipeline.config import Config
+    from pipeline.runfile.config import Config
 
     run_files = sorted((Path(pipeline.__file__).parent / "runs").glob("*.yaml"))
     assert run_files

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipeline.curve import CURVE, read_curve, restore_curve
-from pipeline.curve_buffer import CurveBuffer
+from pipeline.training.curve import CURVE, read_curve, restore_curve
+from pipeline.training.curve_buffer import CurveBuffer
 
 
 def point(images: int, **more: object) -> dict[str, object]:

@@ -21,10 +21,10 @@ from model import (
     ModelSpec,
 )
 from pipeline.__main__ import main
-from pipeline.config import Config
-from pipeline.configfile import load
 from pipeline.errors import ConfigError
-from pipeline.stored_model import load_stored
+from pipeline.models.stored_model import load_stored
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 
 from ..model.reference import Sinusoids
 from .diffusers_models import (

@@ -22,16 +22,16 @@ import torch
 from ray.cluster_utils import Cluster as Nodes
 from safetensors.torch import save_file
 
-from pipeline import doctor_checks, doctor_nodes
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.data_config import DataConfig
-from pipeline.examination import Examination, Finding
-from pipeline.existing_tars import Tars, index_tars
-from pipeline.prepare import Prepare
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shards import pack
-from pipeline.sources import Digits
+from pipeline.clusters import doctor_checks, doctor_nodes
+from pipeline.clusters.examination import Examination, Finding
+from pipeline.data.existing_tars import Tars, index_tars
+from pipeline.data.prepare import Prepare
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shards import pack
+from pipeline.data.sources import Digits
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.data_config import DataConfig
 
 from .commands import FILE_NAME, run_here
 from .conftest import Served

@@ -11,9 +11,9 @@ import torch
 
 from model import TrainedModel, generate
 from pipeline.errors import ConfigError
-from pipeline.mlflow_store import connect, default_store
-from pipeline.stored_model import described_in, load_stored
-from pipeline.tracking import open_run
+from pipeline.models.stored_model import described_in, load_stored
+from pipeline.registration.mlflow_store import connect, default_store
+from pipeline.registration.tracking import open_run
 
 from .commands import new_folder, run_here
 

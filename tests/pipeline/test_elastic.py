@@ -11,11 +11,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
 
-from pipeline.checkpoint import CHECKPOINTS, images_of
-from pipeline.cluster import Cluster
-from pipeline.config import Config
-from pipeline.curve import read_curve
-from pipeline.train import Train
+from pipeline.clusters.cluster import Cluster
+from pipeline.runfile.config import Config
+from pipeline.training.checkpoint import CHECKPOINTS, images_of
+from pipeline.training.curve import read_curve
+from pipeline.training.train import Train
 
 from .trainings import TINY, kill, losses, paced, prepared, processes_of, train_here
 

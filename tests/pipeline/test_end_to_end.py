@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from pipeline.__main__ import main
-from pipeline.cluster import connected
-from pipeline.config import ClusterConfig
+from pipeline.clusters.cluster import connected
+from pipeline.runfile.config import ClusterConfig
 
 from .commands import kill_when, new_folder, run, run_here
 from .trainings import assert_same_state, losses, prepared, train_here
@@ -127,7 +127,7 @@ def test_plain_webdataset_reads_the_shards(undisturbed: Undisturbed) -> None:
 
 
 def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Undisturbed) -> None:
-    from pipeline.mlflow_store import connect
+    from pipeline.registration.mlflow_store import connect
 
     folder, _ = undisturbed
     client = connect(f"sqlite:///{folder}/outputs/mlflow.db")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, images_of
-from pipeline.cluster import Cluster, connected
-from pipeline.config import Config
-from pipeline.curve import CURVE, read_curve
+from pipeline.clusters.cluster import Cluster, connected
+from pipeline.clusters.fan_out import result_of
 from pipeline.errors import DataError, PipelineError
-from pipeline.fan_out import result_of
-from pipeline.sample import Sample
+from pipeline.runfile.config import Config
+from pipeline.sampling.sample import Sample
 from pipeline.stage import Result, Run
-from pipeline.train import Train
+from pipeline.training.checkpoint import CHECKPOINTS, OPTIMIZER, images_of
+from pipeline.training.curve import CURVE, read_curve
+from pipeline.training.train import Train
 
 from .trainings import TINY, assert_same_state, drafts, kill, losses, prepared, train_in
 from .waiting import wait_until

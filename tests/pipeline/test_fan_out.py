@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from evaluation import Classifier, save_classifier
 from evaluation.classifier import Architecture, ClassifierNetwork
 from model import DDIM, DDPMUNet, ModelSpec, VPCosine
-from pipeline.checkpoint import SPEC, WEIGHTS
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.cluster import Cluster
-from pipeline.config import ClusterConfig, SampleConfig
-from pipeline.drawer import Drawer, Equipment
-from pipeline.fan_out import actor_pool, fan_out
-from pipeline.features import Extraction
+from pipeline.clusters.cluster import Cluster
+from pipeline.clusters.fan_out import actor_pool, fan_out
+from pipeline.features.features import Extraction
 from pipeline.files import read_arrays, sha256_of
-from pipeline.trained_model import ModelFolders
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import ClusterConfig, SampleConfig
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.sampling.drawer import Drawer, Equipment
+from pipeline.training.checkpoint import SPEC, WEIGHTS
 
 from .trainings import kill
 from .waiting import wait_until

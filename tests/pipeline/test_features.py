@@ -8,7 +8,7 @@ import pytest
 
 from evaluation import Features, Inception
 from pipeline.errors import DataError
-from pipeline.features import Batch, FeatureFiles, batches, extractor_identity
+from pipeline.features.features import Batch, FeatureFiles, batches, extractor_identity
 
 
 @pytest.fixture

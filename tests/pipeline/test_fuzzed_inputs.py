@@ -21,15 +21,15 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.config import Config
-from pipeline.configfile import dump, load
+from pipeline.data.existing_tars import Tars, index_tars
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import DEFAULT
+from pipeline.data.shard_images import decode, encode
+from pipeline.data.shard_index import MANIFEST, ShardIndex
+from pipeline.data.tar_members import read_samples
 from pipeline.errors import ConfigError, DataError
-from pipeline.existing_tars import Tars, index_tars
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import DEFAULT
-from pipeline.shard_images import decode, encode
-from pipeline.shard_index import MANIFEST, ShardIndex
-from pipeline.tar_members import read_samples
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import dump, load
 
 SECONDS = float(os.environ.get("FUZZ_S", "0"))
 """How long each test goes on beyond its fixed number of inputs."""

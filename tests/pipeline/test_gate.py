@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.gate import Decision, Gate, Standing, judge
+from pipeline.registration.gate import Decision, Gate, Standing, judge
 
 HELD = Standing(
     "fid",

@@ -12,15 +12,15 @@ import pytest
 import ray
 
 from model import DDIM
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.cluster import Cluster
-from pipeline.config import Config, SampleConfig
-from pipeline.curve import read_curve
-from pipeline.evaluate import export_score
-from pipeline.fan_out import images_on_actors
-from pipeline.gauges import Gauges
+from pipeline.clusters.cluster import Cluster
+from pipeline.clusters.fan_out import images_on_actors
+from pipeline.clusters.gauges import Gauges
+from pipeline.runfile.config import Config, SampleConfig
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.scoring.evaluate import export_score
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
+from pipeline.training.curve import read_curve
 
 from .trainings import prepared, train_in
 

@@ -38,11 +38,11 @@ from model import (
 )
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
-from pipeline.gate import Gate
-from pipeline.model_package import ModelPackage
-from pipeline.registry import register
-from pipeline.stored_model import _files_in, load_stored
-from pipeline.tracking import TrackedRun, open_run
+from pipeline.models.stored_model import _files_in, load_stored
+from pipeline.registration.gate import Gate
+from pipeline.registration.model_package import ModelPackage
+from pipeline.registration.registry import register
+from pipeline.registration.tracking import TrackedRun, open_run
 
 NETWORK = DDPMUNet(base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(), dropout=0.0)
 SPEC = ModelSpec(image_size=8, channels=1, network=NETWORK, path=VPCosine())
@@ -323,7 +323,7 @@ def test_images_of_any_size_and_colour_are_cut_to_a_square_and_resized(
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
     draw(capsys, run_folder, "--image", "photo.jpg", "--strength", "0.3", "--seeds", "1")
-    from pipeline.image_files import load_file
+    from pipeline.data.image_files import load_file
 
     assert same(cells("image-to-image.png", 2)[0, 0], load_file(Path("photo.jpg"), 8, 1, "center_crop"))
 
@@ -574,7 +574,7 @@ def test_pictures_that_would_unpack_to_too_much_are_refused_unread(
         Image.new("1", (side, side)).save("bomb.png")
         message = refused(capsys, run_folder, "--image", "bomb.png")
         assert re.fullmatch(r"bomb.png: .* pixels, expected at most 50,000,000; make it smaller", message)
-    monkeypatch.setattr("pipeline.request.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("pipeline.models.request.MAX_FILE_BYTES", 100)
     message = refused(capsys, run_folder, "--image", "bomb.png")
     assert re.fullmatch(r"bomb.png: [\d,]+ bytes, expected at most 100; make it smaller", message)
 
@@ -599,7 +599,7 @@ def test_masks_that_say_nothing_or_do_not_fit_are_refused(
 def test_an_adaptive_sampler_is_stopped_at_the_limit(
     capsys: pytest.CaptureFixture[str], run_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.generate.MAX_EVALUATIONS", 50)
+    monkeypatch.setattr("pipeline.models.generate.MAX_EVALUATIONS", 50)
     message = refused(capsys, run_folder, "sampler.kind=rk45", "--seeds", "0-3")
     assert message.startswith("stopped after 50 network evaluations; ask for fewer images, or loosen the tolerances")
 
@@ -607,7 +607,7 @@ def test_an_adaptive_sampler_is_stopped_at_the_limit(
 def test_a_picture_larger_than_the_limit_is_refused(
     capsys: pytest.CaptureFixture[str], run_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.generate.MAX_PICTURE_PIXELS", 10_000)
+    monkeypatch.setattr("pipeline.models.generate.MAX_PICTURE_PIXELS", 10_000)
     message = refused(capsys, run_folder)
     assert message == "a picture of 25 images of 8 pixels would be larger than 10,000 pixels; ask for fewer"
 

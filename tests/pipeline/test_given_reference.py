@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.config import EvaluateConfig
 from pipeline.files import sha256_of
+from pipeline.runfile.config import EvaluateConfig
 
 from .commands import new_folder, run_here
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.data.prepare import Prepare, check_prepared
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import ConfigError, DataError
-from pipeline.prepare import Prepare, check_prepared
-from pipeline.reader import ShardReader
-from pipeline.shard_index import ShardIndex
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 

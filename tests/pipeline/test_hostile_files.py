@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.array_files import read_array
+from pipeline.data.array_files import read_array
+from pipeline.data.existing_tars import Tars, index_tars
+from pipeline.data.image_files import load_file
+from pipeline.data.shard_cache import DEFAULT
+from pipeline.data.shard_images import decode, encode, shape_of
+from pipeline.data.shard_index import MANIFEST, ShardIndex
+from pipeline.data.shard_table import ShardTable
+from pipeline.data.tar_members import read_samples
 from pipeline.errors import DataError
-from pipeline.existing_tars import Tars, index_tars
 from pipeline.files import read_arrays
-from pipeline.image_files import load_file
-from pipeline.shard_cache import DEFAULT
-from pipeline.shard_images import decode, encode, shape_of
-from pipeline.shard_index import MANIFEST, ShardIndex
-from pipeline.shard_table import ShardTable
-from pipeline.tar_members import read_samples
 
 END = bytes(1024)
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pipeline.data_config import DataConfig
-from pipeline.feed import IndexedFeed
-from pipeline.image_cache import Cache, DeviceCache, HostCache, NoRoomError
-from pipeline.order import Blocks, Permutation
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shard_images import ShardFormat
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays
+from pipeline.data.feed import IndexedFeed
+from pipeline.data.image_cache import Cache, DeviceCache, HostCache, NoRoomError
+from pipeline.data.order import Blocks, Permutation
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shard_images import ShardFormat
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays
+from pipeline.runfile.data_config import DataConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 SHAPE = (60, 8, 8, 3)
@@ -90,7 +90,7 @@ def test_a_device_cache_gives_the_images_and_reads_each_once() -> None:
 CHILD = """
 import os, signal, sys
 import numpy as np
-from pipeline.image_cache import HostCache
+from pipeline.data.image_cache import HostCache
 
 images = np.load(sys.argv[1])
 cache = HostCache("set", images.shape)
@@ -183,7 +183,7 @@ def test_too_little_room_is_said_and_images_are_decoded_anew(folder: Path) -> No
 def test_a_cache_that_another_process_does_not_let_go_of_is_done_without(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.image_cache._LOCK_S", 0.1)
+    monkeypatch.setattr("pipeline.data.image_cache._LOCK_S", 0.1)
     folder.mkdir(mode=0o700)
     with FileLock(folder / "lock"), pytest.raises(NoRoomError, match=r"data.cache=host: .*lock.* could not be acq"):
         HostCache("set", SHAPE)

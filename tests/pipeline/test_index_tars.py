@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.data_config import DataConfig
+from pipeline.data.existing_tars import Tars, index_tars
+from pipeline.data.index_builder import heldout_mask
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays, Shards
 from pipeline.errors import DataError
-from pipeline.existing_tars import Tars, index_tars
-from pipeline.index_builder import heldout_mask
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays, Shards
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.data_config import DataConfig
 
 from .conftest import Served
 

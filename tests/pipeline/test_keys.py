@@ -6,8 +6,8 @@ from pydantic import Field
 from rich.console import Console
 
 from model.record import Record
-from pipeline.keyroles import Resource
-from pipeline.keys import KeyRow, key_table, print_keys
+from pipeline.runfile.keyroles import Resource
+from pipeline.runfile.keys import KeyRow, key_table, print_keys
 
 
 class Smooth(Record):
@@ -155,7 +155,7 @@ def test_the_printed_table_loses_no_word_of_help_and_fits_its_width(width: int) 
 
 
 def test_the_kinds_of_a_section_are_printed_after_the_keys_that_always_exist() -> None:
-    from pipeline.config import Config
+    from pipeline.runfile.config import Config
 
     stream = io.StringIO()
     print_keys(Config, Console(file=stream, width=100))

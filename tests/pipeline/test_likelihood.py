@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 
 from evaluation import ODELikelihood, VariationalBound
 from model import NO_GUIDANCE, TrainedModel
-from pipeline.checkpoint import SPEC, WEIGHTS, weights_digest
-from pipeline.cluster import Cluster, connected
-from pipeline.config import ClusterConfig, Config
+from pipeline.clusters.cluster import Cluster, connected
+from pipeline.data.prepare import Prepare
+from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import read_arrays
-from pipeline.likelihood import (
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import ClusterConfig, Config
+from pipeline.scoring.likelihood import (
     CURVES,
     LikelihoodWork,
     LikelihoodWriter,
@@ -24,11 +26,9 @@ from pipeline.likelihood import (
     in_words,
     measure,
 )
-from pipeline.prepare import Prepare
-from pipeline.reader import ShardReader
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.trained_model import ModelFolders
+from pipeline.training.checkpoint import SPEC, WEIGHTS, weights_digest
 
 BOUND = VariationalBound(images=7)
 ODE = ODELikelihood(images=4, split="train", probes=2, rtol=0.3, atol=0.3)

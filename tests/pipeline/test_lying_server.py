@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.mlflow_store import check_answers, connect
-from pipeline.stored_model import _files_of
+from pipeline.models.stored_model import _files_of
+from pipeline.nights.versions import show_history
+from pipeline.registration.mlflow_store import check_answers, connect
 from pipeline.terminal import Terminal
-from pipeline.versions import show_history
 
 VERSION = {"name": "m", "version": "1", "source": "models:/m-1", "creation_timestamp": 1, "last_updated_timestamp": 1}
 LOGGED = {"model_id": "m-1", "experiment_id": "0", "name": "m", "status": "LOGGED_MODEL_READY"}

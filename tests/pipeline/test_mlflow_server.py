@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.mlflow_store import connect
-from pipeline.tracking import TrackedRun, open_run
+from pipeline.registration.mlflow_store import connect
+from pipeline.registration.tracking import TrackedRun, open_run
 
 from .commands import new_folder, run
 from .servers import free_port, mlflow_server, mlflow_server_by_its_command, postgres, postgres_programs
@@ -43,10 +43,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, VPLinear
-from pipeline.gate import Gate
-from pipeline.model_package import ModelPackage
-from pipeline.registry import register
-from pipeline.tracking import open_run
+from pipeline.registration.gate import Gate
+from pipeline.registration.model_package import ModelPackage
+from pipeline.registration.registry import register
+from pipeline.registration.tracking import open_run
 
 uri, folder, key = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 network = DDPMUNet(base_channels=8, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=())

@@ -25,8 +25,8 @@ from model import (
     VPCosine,
 )
 from model.ncsnpp import NCSNpp
-from pipeline.train_config import TrainConfig
-from pipeline.train_step import Batch, Recipe, TrainStep
+from pipeline.runfile.train_config import TrainConfig
+from pipeline.training.train_step import Batch, Recipe, TrainStep
 
 from ..model.unions import PAIRS, SAMPLINGS, WEIGHTINGS, name_of
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.order import BlockOrder, Blocks, Order, OrderConfig, Permutation, SampleOrder, permutation
+from pipeline.data.order import BlockOrder, Blocks, Order, OrderConfig, Permutation, SampleOrder, permutation
 
 sizes = st.integers(1, 200)
 seeds = st.integers(0, 2**63 - 1)

@@ -12,18 +12,11 @@ from safetensors.torch import save
 
 from model import Denoising
 from pipeline.__main__ import main
-from pipeline.checkpoint import Snapshot
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.costs import Step, drawing_rounds, measured_here
-from pipeline.devices import DEVICES, STARTS_S, STARTS_SOURCE, Measurement, exchange_s, rate_of
-from pipeline.errors import ConfigError
-from pipeline.files import write_arrays
-from pipeline.plan import Plan, one_checkpoint, plan_for, print_plan
-from pipeline.shards import pack
-from pipeline.train_step import Recipe, TrainStep
-from pipeline.trial import Trial, measure
-from pipeline.volumes import (
+from pipeline.clusters.costs import Step, drawing_rounds, measured_here
+from pipeline.clusters.devices import DEVICES, STARTS_S, STARTS_SOURCE, Measurement, exchange_s, rate_of
+from pipeline.clusters.plan import Plan, one_checkpoint, plan_for, print_plan
+from pipeline.clusters.trial import Trial, measure
+from pipeline.clusters.volumes import (
     all_reduce_bytes,
     checkpoint_bytes,
     chunk_bytes,
@@ -36,6 +29,13 @@ from pipeline.volumes import (
     sharded_bytes,
     weights_bytes,
 )
+from pipeline.data.shards import pack
+from pipeline.errors import ConfigError
+from pipeline.files import write_arrays
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.training.checkpoint import Snapshot
+from pipeline.training.train_step import Recipe, TrainStep
 
 ROOT = Path(__file__).parents[2]
 DIGITS, CIFAR10 = ROOT / "pipeline/runs/digits.yaml", ROOT / "pipeline/runs/cifar10.yaml"

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import Config
+from pipeline.data.order import Blocks
+from pipeline.data.prepare import Prepare, check_prepared
 from pipeline.errors import DataError
-from pipeline.order import Blocks
-from pipeline.prepare import Prepare, check_prepared
+from pipeline.runfile.config import Config
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train
+from pipeline.training.train import Train
 
 from .conftest import Served
 

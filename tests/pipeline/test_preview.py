@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from evaluation.pictures import image_grid
 from model import ClassifierFreeGuidance, NoGuidance, TrainedModel, generate
-from pipeline import preview
-from pipeline.checkpoint import AVERAGE, CHECKPOINTS, NETWORK
-from pipeline.cluster import Cluster, connected
-from pipeline.config import Config
-from pipeline.curve import recorded
-from pipeline.keyroles import identity
-from pipeline.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
+from pipeline.clusters.cluster import Cluster, connected
+from pipeline.runfile.config import Config
+from pipeline.runfile.keyroles import identity
+from pipeline.training import preview
+from pipeline.training.checkpoint import AVERAGE, CHECKPOINTS, NETWORK
+from pipeline.training.curve import recorded
+from pipeline.training.preview import PREVIEWS, Preview, PreviewClient, picture_of, visible_gpu
 
 from .trainings import TINY, assert_same_state, losses, prepared, train_in
 from .waiting import wait_until

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.profile_page import Operator, Profile, page, reading
+from pipeline.training.profile_page import Operator, Profile, page, reading
 
 from .trainings import POINT, TINY
 

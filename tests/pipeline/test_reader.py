@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.data_config import DataConfig
+from pipeline.data.index_builder import heldout_mask
+from pipeline.data.reader import Cache, ShardReader
+from pipeline.data.shard_images import decode, encode
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays
 from pipeline.errors import DataError
-from pipeline.index_builder import heldout_mask
-from pipeline.reader import Cache, ShardReader
-from pipeline.shard_images import decode, encode
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays
+from pipeline.runfile.data_config import DataConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 TRAIN = PIXELS[~heldout_mask(40, 0.25, seed=0)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cluster import Cluster, connected
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.prepare import Prepare
-from pipeline.sample import Sample
+from pipeline.clusters.cluster import Cluster, connected
+from pipeline.data.prepare import Prepare
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.sampling.sample import Sample
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from model import IdentityCodec
 from pipeline.__main__ import main
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 
 pytestmark = pytest.mark.usefixtures("head")
 

@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import save_file
 
 from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
-from pipeline.config import Config
-from pipeline.configfile import load
 from pipeline.errors import ConfigError, TrackingError
-from pipeline.gate import Gate, Standing
-from pipeline.model_package import ModelPackage
-from pipeline.night_plot import draw_nights, night_points
-from pipeline.nightly import Night, as_it_is
-from pipeline.registry import Registered, add_scores, move_champion, moves, register, standing
-from pipeline.stored_model import load_stored
+from pipeline.models.stored_model import load_stored
+from pipeline.nights.night_plot import draw_nights, night_points
+from pipeline.nights.nightly import Night, as_it_is
+from pipeline.nights.versions import rollback, show_history
+from pipeline.registration.gate import Gate, Standing
+from pipeline.registration.model_package import ModelPackage
+from pipeline.registration.registry import Registered, add_scores, move_champion, moves, register, standing
+from pipeline.registration.tracking import TrackedRun
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 from pipeline.terminal import Terminal
-from pipeline.tracking import TrackedRun
-from pipeline.versions import rollback, show_history
 
 SPEC = ModelSpec(
     image_size=8,

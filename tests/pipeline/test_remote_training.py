@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data_config import DataConfig
-from pipeline.shards import pack
-from pipeline.sources import Digits
+from pipeline.data.shards import pack
+from pipeline.data.sources import Digits
+from pipeline.runfile.data_config import DataConfig
 
 from .conftest import Served
 

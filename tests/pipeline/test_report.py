@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from evaluation import Features
-from pipeline.chunks import Chunks
-from pipeline.evaluate import CLOSEST
 from pipeline.files import write_arrays
+from pipeline.sampling.chunks import Chunks
+from pipeline.scoring.evaluate import CLOSEST
 
 from .scored_runs import CLASSES, IMAGES, a_run, reported
 

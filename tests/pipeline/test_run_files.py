@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from model import Stream, words
-from pipeline.config import Config
-from pipeline.configfile import load
-from pipeline.outline import outline, parameters
-from pipeline.train import recipe_of
-from pipeline.train_step import Batch, Recipe, TrainStep
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.outline import outline, parameters
+from pipeline.training.train import recipe_of
+from pipeline.training.train_step import Batch, Recipe, TrainStep
 
 RUNS = Path(__file__).parents[2] / "pipeline/runs"
 FIRST_LOSSES: dict[str, list[float]] = json.loads(Path(__file__).with_name("first_losses.json").read_text())

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from model import DDIM, DDPMUNet, EDMPath, GaussianPath, ModelSpec, VPCosine
-from pipeline.checkpoint import SPEC, WEIGHTS
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.config import SampleConfig
-from pipeline.drawer import Drawer, Equipment
-from pipeline.drawing import STRIP_FRAMES, images_counted, noised
 from pipeline.errors import DataError, SamplingError, TrainingError
 from pipeline.files import read_arrays, write_arrays
-from pipeline.trained_model import ModelFolders
+from pipeline.models.drawing import STRIP_FRAMES, images_counted, noised
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import SampleConfig
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.sampling.drawer import Drawer, Equipment
+from pipeline.training.checkpoint import SPEC, WEIGHTS
 
 MODEL = ModelSpec(
     image_size=8,

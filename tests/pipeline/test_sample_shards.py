@@ -12,19 +12,19 @@ import webdataset
 from safetensors.torch import save_file
 
 from pipeline.__main__ import main
-from pipeline.checkpoint import SPEC, WEIGHTS
-from pipeline.chunks import Chunks, ChunkTask
-from pipeline.config import Config
-from pipeline.drawer import Drawer, Equipment
+from pipeline.data.prepare import Prepare, check_prepared
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
 from pipeline.files import sha256_of
-from pipeline.prepare import Prepare, check_prepared
-from pipeline.reader import ShardReader
-from pipeline.sample import Sample
-from pipeline.sample_shards import SampleShards
-from pipeline.shard_index import ShardIndex
+from pipeline.models.trained_model import ModelFolders
+from pipeline.runfile.config import Config
+from pipeline.sampling.chunks import Chunks, ChunkTask
+from pipeline.sampling.drawer import Drawer, Equipment
+from pipeline.sampling.sample import Sample
+from pipeline.sampling.sample_shards import SampleShards
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.trained_model import ModelFolders
+from pipeline.training.checkpoint import SPEC, WEIGHTS
 
 from .trainings import TINY
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.costs import Step, sent_bytes
-from pipeline.plan import Plan, one_checkpoint, plan_for
+from pipeline.clusters.costs import Step, sent_bytes
+from pipeline.clusters.plan import Plan, one_checkpoint, plan_for
+from pipeline.clusters.volumes import gradient_bytes, network_of, sample_bytes
 from pipeline.terminal import duration, size
-from pipeline.volumes import gradient_bytes, network_of, sample_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "infra/SCALING.md"

@@ -11,12 +11,12 @@ from evaluation.feature_set import feature_statistics
 from evaluation.reference import open_reference
 from evaluation.scores import frechet_distance
 from model import DDIM, NO_GUIDANCE, ModelSpec, generate
-from pipeline.averages import AVERAGES, along_the_way, kept
-from pipeline.config import Config
 from pipeline.errors import TrainingError
 from pipeline.files import read_arrays, read_json
-from pipeline.mlflow_store import connect
-from pipeline.stored_model import assembled
+from pipeline.models.stored_model import assembled
+from pipeline.registration.mlflow_store import connect
+from pipeline.runfile.config import Config
+from pipeline.training.averages import AVERAGES, along_the_way, kept
 
 from .commands import new_folder, run_here
 from .trainings import TINY

@@ -16,9 +16,9 @@ from urllib.parse import quote
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.data_config import DataConfig
-from pipeline.shards import pack
-from pipeline.sources import Digits
+from pipeline.data.shards import pack
+from pipeline.data.sources import Digits
+from pipeline.runfile.data_config import DataConfig
 
 from .conftest import Served
 from .servers import free_port, mlflow_server

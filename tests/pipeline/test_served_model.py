@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from model import DDIM, NO_GUIDANCE, RK45, ClassifierFreeGuidance, DDPMUNet, ModelSpec, TrainedModel, VPLinear, generate
-from pipeline.model_package import ModelPackage, write_model
+from pipeline.registration.model_package import ModelPackage, write_model
 
 from .waiting import wait_until
 
@@ -107,7 +107,7 @@ def served(saved: Path) -> Any:
 
 @pytest.fixture
 def load_package() -> Iterator[Callable[[Path], ModuleType]]:
-    from pipeline import served_model
+    from pipeline.registration import served_model
 
     before = set(sys.modules)
     yield served_model.load_package

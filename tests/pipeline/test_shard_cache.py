@@ -15,14 +15,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import remote
-from pipeline.data_config import DataConfig
+from pipeline.data import remote
+from pipeline.data.order import Blocks, Permutation
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import Content, ShardCache, ShardCacheConfig
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays, Shards
 from pipeline.errors import DataError
-from pipeline.order import Blocks, Permutation
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import Content, ShardCache, ShardCacheConfig
-from pipeline.shards import pack
-from pipeline.sources import Arrays, Shards
+from pipeline.runfile.data_config import DataConfig
 
 from .conftest import Served
 from .waiting import wait_until
@@ -206,7 +206,7 @@ def test_many_threads_fetch_a_shard_once(tmp_path: Path, served: Served) -> None
 READER = """
 import sys
 from pathlib import Path
-from pipeline.shard_cache import Content, ShardCache, ShardCacheConfig
+from pipeline.data.shard_cache import Content, ShardCache, ShardCacheConfig
 folder, limit_bytes, rounds, *shards = sys.argv[1:]
 cache = ShardCache(ShardCacheConfig(folder=Path(folder), limit_bytes=int(limit_bytes), timeout_s=30))
 for _ in range(int(rounds)):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from pipeline.data.shard_images import ShardFormat, decode, encode, shape_of
 from pipeline.errors import DataError
-from pipeline.shard_images import ShardFormat, decode, encode, shape_of
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 

@@ -15,13 +15,13 @@ import webdataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.data_config import DataConfig
+from pipeline.data.index_builder import heldout_mask
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays, Digits
 from pipeline.errors import DataError
-from pipeline.index_builder import heldout_mask
-from pipeline.reader import ShardReader
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays, Digits
+from pipeline.runfile.data_config import DataConfig
 
 DIGITS = DataConfig(source=Digits(), image_size=8, channels=1, heldout_fraction=0.2, shard_images=500)
 
@@ -185,8 +185,8 @@ def test_an_error_while_packing_leaves_no_index_and_no_shard(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.shards import pack
-from pipeline.data_config import DataConfig
+from pipeline.data.shards import pack
+from pipeline.runfile.data_config import DataConfig
 data = DataConfig.model_validate_json(sys.argv[1])
 pack(data, Path(sys.argv[2]), lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 9 else None)
 """

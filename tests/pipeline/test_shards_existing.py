@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data_config import DataConfig
+from pipeline.data.index_builder import heldout_mask
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shard_images import encode
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays, Shards
+from pipeline.data.tar_members import read_samples
 from pipeline.errors import DataError
-from pipeline.index_builder import heldout_mask
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shard_images import encode
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Arrays, Shards
-from pipeline.tar_members import read_samples
+from pipeline.runfile.data_config import DataConfig
 
 from .conftest import Served
 

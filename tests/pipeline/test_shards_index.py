@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data_config import DataConfig
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shard_table import ShardTable
+from pipeline.data.shards import pack
+from pipeline.data.sources import Arrays
 from pipeline.errors import DataError
-from pipeline.shard_index import ShardIndex
-from pipeline.shard_table import ShardTable
-from pipeline.shards import pack
-from pipeline.sources import Arrays
+from pipeline.runfile.data_config import DataConfig
 
 
 def quiet(done: int, total: int) -> None: ...

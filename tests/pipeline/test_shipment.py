@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.code_version import RECORD, CodeVersion, code_version
+from pipeline.clusters.shipment import LIMIT_BYTES, PACKAGES, CodeTree
 from pipeline.errors import ConfigError
-from pipeline.shipment import LIMIT_BYTES, PACKAGES, CodeTree
+from pipeline.registration.code_version import RECORD, CodeVersion, code_version
 
 
 @pytest.fixture

@@ -16,14 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from pipeline.array_files import read_array
-from pipeline.data_config import DataConfig
-from pipeline.errors import DataError
-from pipeline.image_files import load_file
-from pipeline.keyroles import identity
-from pipeline.shard_images import encode
-from pipeline.source_images import images_in_memory
-from pipeline.sources import (
+from pipeline.data.array_files import read_array
+from pipeline.data.image_files import load_file
+from pipeline.data.shard_images import encode
+from pipeline.data.source_images import images_in_memory
+from pipeline.data.sources import (
     Arrays,
     Cifar10,
     Digits,
@@ -33,6 +30,9 @@ from pipeline.sources import (
     Shards,
     Source,
 )
+from pipeline.errors import DataError
+from pipeline.runfile.data_config import DataConfig
+from pipeline.runfile.keyroles import identity
 
 RANDOM = np.random.default_rng(0)
 

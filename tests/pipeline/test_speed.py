@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import Precision
-from pipeline.speed import SHARES, in_words, matmul_flop_per_s, split, time_spent
 from pipeline.stage import Run
-from pipeline.train_loop import Worker
-from pipeline.train_step import Batch
+from pipeline.training.speed import SHARES, in_words, matmul_flop_per_s, split, time_spent
+from pipeline.training.train_loop import Worker
+from pipeline.training.train_step import Batch
 
 from .trainings import POINT, TINY, prepared, worker_of
 
@@ -77,7 +77,7 @@ import torch
 from torch import nn
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from pipeline.speed import Meter, StepTimer
+from pipeline.training.speed import Meter, StepTimer
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

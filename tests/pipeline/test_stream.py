@@ -13,19 +13,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.checkpoint import CHECKPOINTS, Snapshot
-from pipeline.data_config import DataConfig
+from pipeline.data.prepare import check_prepared
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import ShardCacheConfig
+from pipeline.data.shard_images import encode
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shards import pack
+from pipeline.data.sources import Stream
+from pipeline.data.stream import StreamFeed, StreamPlan
 from pipeline.errors import DataError
-from pipeline.prepare import check_prepared
-from pipeline.reader import ShardReader
-from pipeline.shard_cache import ShardCacheConfig
-from pipeline.shard_images import encode
-from pipeline.shard_index import ShardIndex
-from pipeline.shards import pack
-from pipeline.sources import Stream
-from pipeline.stream import StreamFeed, StreamPlan
-from pipeline.train import Train
-from pipeline.train_loop import Worker
+from pipeline.runfile.data_config import DataConfig
+from pipeline.training.checkpoint import CHECKPOINTS, Snapshot
+from pipeline.training.train import Train
+from pipeline.training.train_loop import Worker
 
 from .commands import new_folder, run
 from .conftest import Served

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.curve import CURVE
+from pipeline.training.curve import CURVE
 
 from .ray_heads import Head, another_node, environment_of, head
 from .waiting import wait_until

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.combinations import combine
-from pipeline.config import Config
-from pipeline.configfile import dump, load
+from pipeline.clusters.jobs import Jobs, connect
+from pipeline.clusters.shared_paths import check_paths, named_paths
+from pipeline.clusters.shipment import LIMIT_BYTES, PACKAGES, CodeTree
+from pipeline.clusters.submit import Work
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.jobs import Jobs, connect
-from pipeline.shared_paths import check_paths, named_paths
-from pipeline.shipment import LIMIT_BYTES, PACKAGES, CodeTree
-from pipeline.submit import Work
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import dump, load
+from pipeline.sweeps.combinations import combine
 
 from .conftest import Served
 from .trainings import TINY
@@ -149,7 +149,7 @@ def test_a_tree_over_the_limit_is_refused_before_the_cluster_is_asked(
         (tmp_path / "tree" / package).mkdir(parents=True)
     with (tmp_path / "tree" / "pipeline" / "weights.pt").open("wb") as weights:
         weights.truncate(LIMIT_BYTES + 1)
-    monkeypatch.setattr("pipeline.submit.CodeTree", lambda: CodeTree(tmp_path / "tree"))
+    monkeypatch.setattr("pipeline.clusters.submit.CodeTree", lambda: CodeTree(tmp_path / "tree"))
     assert main(["submit", str(run_file), "--address", served.url]) == 2
     assert "pipeline/ holds 100.0 MiB, of which weights.pt 100.0 MiB" in capsys.readouterr().err
     assert served.requests == []

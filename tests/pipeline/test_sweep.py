@@ -13,14 +13,14 @@ from rich.console import Console
 
 from evaluation import quality_curves
 from model import DDIM
-from pipeline.cluster import connected
-from pipeline.combinations import combine
-from pipeline.config import ClusterConfig, Config
-from pipeline.configfile import load
+from pipeline.clusters.cluster import connected
 from pipeline.errors import ConfigError
-from pipeline.mlflow_store import connect
-from pipeline.sweep_points import Point, Sweep
-from pipeline.sweep_results import show, write
+from pipeline.registration.mlflow_store import connect
+from pipeline.runfile.config import ClusterConfig, Config
+from pipeline.runfile.configfile import load
+from pipeline.sweeps.combinations import combine
+from pipeline.sweeps.sweep_points import Point, Sweep
+from pipeline.sweeps.sweep_results import show, write
 from pipeline.terminal import Terminal
 
 from .commands import FILE_NAME, kill_when, new_folder, run_here

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.shard_index import ShardIndex
 from pipeline.files import exclusive
-from pipeline.mlflow_store import connect
-from pipeline.shard_index import ShardIndex
+from pipeline.registration.mlflow_store import connect
 
 from .commands import kill_when, run, run_here
 from .nights import add_digits, aliases_of, images_of, new_nights, uri_of, verb

@@ -10,18 +10,18 @@ import pytest
 import ray
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 
-from pipeline.cluster import Cluster, connected
-from pipeline.config import ClusterConfig, Config
-from pipeline.configfile import load
-from pipeline.curve import recorded
-from pipeline.curve_buffer import CurveBuffer
+from pipeline.clusters.cluster import Cluster, connected
+from pipeline.clusters.fan_out import actor_pool, awaited, fan_out
+from pipeline.data.prepare import Prepare
 from pipeline.errors import ClusterError, DataError, PipelineError, TrainingError
-from pipeline.fan_out import actor_pool, awaited, fan_out
-from pipeline.prepare import Prepare
+from pipeline.runfile.config import ClusterConfig, Config
+from pipeline.runfile.configfile import load
 from pipeline.stage import Run
-from pipeline.start_limit import StartLimit
 from pipeline.terminal import Terminal
-from pipeline.train import Train
+from pipeline.training.curve import recorded
+from pipeline.training.curve_buffer import CurveBuffer
+from pipeline.training.start_limit import StartLimit
+from pipeline.training.train import Train
 
 from .trainings import worker_of
 

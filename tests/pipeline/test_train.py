@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from model import EMAs, ExponentialEMA
-from pipeline.checkpoint import CHECKPOINTS, WEIGHTS, Snapshot
-from pipeline.curve import CURVE
 from pipeline.errors import DataError, TrainingError
-from pipeline.speed import SHARES, steady_images_per_s
-from pipeline.train import _check_finite, _explained, _interruptible, _keep_weights
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.train_step import flip, learning_rate
+from pipeline.runfile.train_config import TrainConfig
+from pipeline.training.checkpoint import CHECKPOINTS, WEIGHTS, Snapshot
+from pipeline.training.curve import CURVE
+from pipeline.training.speed import SHARES, steady_images_per_s
+from pipeline.training.train import _check_finite, _explained, _interruptible, _keep_weights
+from pipeline.training.train_state import TrainState
+from pipeline.training.train_step import flip, learning_rate
 
 from .trainings import POINT
 

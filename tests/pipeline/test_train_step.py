@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosine
 from model.times import LossSecondMomentTimes
-from pipeline.checkpoint import weights_digest
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.data.prepare import Prepare
 from pipeline.errors import DataError
-from pipeline.prepare import Prepare
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
+from pipeline.runfile.train_config import TrainConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train_config import TrainConfig
-from pipeline.train_step import Batch, Recipe, TrainStep, part_count, share_of
+from pipeline.training.checkpoint import weights_digest
+from pipeline.training.train_step import Batch, Recipe, TrainStep, part_count, share_of
 
 from .trainings import worker_of
 

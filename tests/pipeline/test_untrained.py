@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from model import ClassLabels
 from pipeline.__main__ import main
-from pipeline.checkpoint import WEIGHTS, weights_digest
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
-from pipeline.prepare import Prepare
+from pipeline.models.trained_model import described
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import load
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train
-from pipeline.trained_model import described
+from pipeline.training.checkpoint import WEIGHTS, weights_digest
+from pipeline.training.train import Train
 
 from .commands import new_folder, run
 

@@ -10,26 +10,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.__main__ import main
-from pipeline.checkpoint import CHECKPOINTS, Snapshot, weights_digest
-from pipeline.config import Config
-from pipeline.configfile import dump, load
+from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
-from pipeline.gate import Gate
-from pipeline.guide import Guide
-from pipeline.guide import recipe_of as guide_recipe_of
-from pipeline.model_package import ModelPackage
-from pipeline.prepare import Prepare
-from pipeline.register import CONFIG
-from pipeline.registry import register
+from pipeline.models.trained_model import described
+from pipeline.registration.gate import Gate
+from pipeline.registration.model_package import ModelPackage
+from pipeline.registration.register import CONFIG
+from pipeline.registration.registry import register
+from pipeline.registration.tracking import TrackedRun
+from pipeline.runfile.config import Config
+from pipeline.runfile.configfile import dump, load
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.tracking import TrackedRun
-from pipeline.train import Train
-from pipeline.train_loop import Worker
-from pipeline.trained_model import described
-from pipeline.warm_start import START, read_start
+from pipeline.training.checkpoint import CHECKPOINTS, Snapshot, weights_digest
+from pipeline.training.guide import Guide
+from pipeline.training.guide import recipe_of as guide_recipe_of
+from pipeline.training.train import Train
+from pipeline.training.train_loop import Worker
+from pipeline.training.warm_start import START, read_start
 
 from .trainings import worker_of
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import CHECKPOINTS, OPTIMIZER, SPEC, newest_checkpoint
-from pipeline.cluster import Cluster
-from pipeline.config import Config
-from pipeline.curve import read_curve, recorded, restore_curve
+from pipeline.clusters.cluster import Cluster
+from pipeline.data.prepare import Prepare
 from pipeline.files import write_text
-from pipeline.prepare import Prepare
-from pipeline.preview import Preview
+from pipeline.runfile.config import Config
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.train import Train, _keep_weights, job_of, recipe_of
-from pipeline.train_loop import Worker
+from pipeline.training.checkpoint import CHECKPOINTS, OPTIMIZER, SPEC, newest_checkpoint
+from pipeline.training.curve import read_curve, recorded, restore_curve
+from pipeline.training.preview import Preview
+from pipeline.training.train import Train, _keep_weights, job_of, recipe_of
+from pipeline.training.train_loop import Worker
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -1,0 +1,1 @@
+"""Trained models: from disk or the registry into memory, drawn from, exchanged with diffusers."""

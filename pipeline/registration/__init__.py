@@ -1,0 +1,1 @@
+"""MLflow: runs with their curves and pictures, and versions of registered models."""

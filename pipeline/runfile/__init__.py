@@ -1,0 +1,1 @@
+"""Run files: what they may say, how they are read and checked."""

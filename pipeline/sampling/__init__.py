@@ -1,0 +1,1 @@
+"""Sampling: chunks of seeds on a pool of actors."""

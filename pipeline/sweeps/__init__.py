@@ -1,0 +1,1 @@
+"""Sweeps: many ways to draw from one checkpoint, side by side."""
