@@ -14,12 +14,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.clusters.costs import measured_here
-from pipeline.clusters.devices import STARTS_S
-from pipeline.clusters.plan import Plan
-from pipeline.clusters.trial import measure
-from pipeline.runfile.config import Config
-from pipeline.runfile.configfile import load
 from pipeline.terminal import StageReport, Terminal
 from records import Record
 
@@ -40,10 +34,14 @@ class Reports(Terminal):
 
 def main() -> None:
     """Plans, runs, prints both and writes the JSON."""
-    from pipeline.flow import (  # seconds, which the trial's processes, that import this file, do not take
-        STAGES,
-        run_flow,
-    )
+    # Here, for the processes of the trial import this file, and how fast they start is measured.
+    from pipeline.clusters.costs import measured_here
+    from pipeline.clusters.devices import STARTS_S
+    from pipeline.clusters.plan import Plan
+    from pipeline.clusters.trial import measure
+    from pipeline.flow import STAGES, run_flow
+    from pipeline.runfile.config import Config
+    from pipeline.runfile.configfile import load
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
