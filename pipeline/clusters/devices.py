@@ -28,14 +28,14 @@ DECODED_BYTES_PER_S = 7_153 * 32 * 32 * 3
 """Pixels that one core decodes from PNGs in the order of training: reader-2cpu-2026-11-26.json, the median."""
 STARTS_SOURCE = "plan-2cpu-2026-11-27.json"
 STARTS_S = {
-    "start": 19.0,
-    "prepare": 3.9,
-    "train": 68.8,
-    "guide": 68.8,
-    "reference": 4.4,
-    "sample": 13.2,
-    "evaluate": 2.3,
-    "register": 2.5,
+    "start": 22.1,
+    "prepare": 5.2,
+    "train": 71.5,
+    "guide": 71.5,
+    "reference": 34.3,
+    "sample": 24.1,
+    "evaluate": 2.8,
+    "register": 3.0,
 }
 """Of each stage, seconds beside the work that grows with it: processes, imports, files."""
 STARTED_AT_S = 3.98
