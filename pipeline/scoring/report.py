@@ -12,6 +12,7 @@ from ..stage import Run
 from ..summary import REPORT, measured
 from ..terminal import count, duration, rate
 from .evaluate import PROTOCOL
+from .model_scores import ModelScores
 
 
 class _Caption(NamedTuple):
@@ -55,7 +56,7 @@ def _headline(run: Run) -> tuple[str, str]:
     )
     if (reason := evaluated["reasons"].get(name)) is not None:
         measured_on = f"{reason}. {measured_on}"
-    return f"{name} {_value(evaluated['scores'], name)}", measured_on
+    return f"{name} {ModelScores(name, evaluated['scores']).shown(name)}", measured_on
 
 
 def _reference(run: Run, protocol: Any) -> str:
@@ -65,14 +66,6 @@ def _reference(run: Run, protocol: Any) -> str:
     reference, frozen = protocol["reference"], run.config.evaluate.frozen
     source = f"the frozen set {reference['data_digest'][:12]}" if frozen else run.config.data.source.kind
     return f"{reference['images']:,} training images of {source}"
-
-
-def _value(scores: dict[str, float | None], name: str) -> str:
-    """A score with its standard error, where it has one."""
-    value, error = scores[name], scores.get(f"{name}_se")
-    if value is None:
-        return "not available"
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _pictured(run: Run, pictures: Sequence[Path]) -> Iterator[Section]:
@@ -160,9 +153,9 @@ def _captions(run: Run) -> dict[str, _Caption]:
 def _scores(run: Run) -> Sequence[tuple[str, str]]:
     """Name, and value or why there is none."""
     evaluated = run.results["evaluate"].facts
-    scores, reasons = evaluated["scores"], evaluated["reasons"]
-    beside = {f"{name}_se" for name in scores} - set(reasons)  # shown behind what they are the errors of
-    shown = {name: _value(scores, name) for name in scores if name not in beside}
+    found, reasons = ModelScores(evaluated["primary_score"], evaluated["scores"]), evaluated["reasons"]
+    beside = {f"{name}_se" for name in found.scores} - set(reasons)  # shown behind what they are the errors of
+    shown = {name: found.shown(name) for name in found.scores if name not in beside}
     return [(name, f"{value}: {reasons[name]}" if name in reasons else value) for name, value in shown.items()]
 
 
