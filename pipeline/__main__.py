@@ -216,7 +216,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from .clusters.plan import run_plan
+    from .planning.plan import run_plan
 
     run_plan(options, console_for(sys.stdout))
 

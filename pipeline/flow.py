@@ -9,24 +9,24 @@ from .data.prepare import Prepare, check_prepared
 from .errors import TrackingError
 from .features.reference import Reference
 from .files import exclusive, write_text
-from .models.trained_model import ModelFolders
 from .registration import tracking
 from .registration.metrics_follower import MetricsFollower
 from .registration.mlflow_store import check_answers, redacted
 from .registration.register import CONFIG, Register
 from .runfile.config import Config
-from .runfile.configfile import dump
+from .runfile.configfile import dump, flatten
 from .sampling.sample import Sample
 from .sampling.sample_shards import SampleShards
 from .scoring.evaluate import Evaluate
 from .scoring.score_curve import ScoreCurve
-from .stage import Run, Stage
+from .stage import Run, Stage, advance
 from .summary import close
 from .terminal import StageReport, Terminal
 from .training.curve import CURVE
 from .training.guide import Guide
 from .training.preview import PREVIEWS
 from .training.train import Train
+from .training.trained_model import ModelFolders
 
 FLOW: tuple[Stage, ...] = (
     Prepare(),
@@ -63,7 +63,7 @@ def run_flow(config: Config, terminal: Terminal, until: str = STAGES[-1]) -> Run
         reports.append(advance(run, prepare))
         if rest:
             check_prepared(run)
-            params = tracking.flatten(config.model_dump(mode="json", by_alias=True))
+            params = flatten(config.model_dump(mode="json", by_alias=True))
             run.tracked = stack.enter_context(tracked(run, run.folder, run.key, params))
             for stage in rest:
                 reports.append(advance(run, stage))
@@ -103,19 +103,6 @@ def _check_resources(run: Run, pending: Sequence[Stage]) -> None:
     if any(isinstance(stage, Train | Guide) for stage in pending):
         run.joined.require(min(run.config.train.worker_range), "train.num_workers")
     run.joined.require(min(run.config.sampler_range), "cluster.num_samplers")
-
-
-def advance(run: Run, stage: Stage) -> StageReport:
-    """Recalls or computes one stage and shows it."""
-    result = run.results.get(stage.name) or stage.recall(run)
-    with run.terminal.stage(stage.name) as report:
-        if result is None:
-            result = stage.finish(run)
-            report.figure = stage.figure(result.facts)
-        else:
-            report.skip(stage.figure(result.facts))
-    run.results[stage.name] = result
-    return report
 
 
 @contextmanager

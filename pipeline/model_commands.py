@@ -119,25 +119,25 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _history(options: argparse.Namespace) -> None:
-    from .nights.versions import show_history
+    from .registration.versions import show_history
 
     show_history(options.model_name, _uri(options), Terminal())
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from .nights.versions import promote
+    from .registration.versions import promote
 
     promote(options.model, options.because, _uri(options), Terminal())
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from .nights.versions import rollback
+    from .registration.versions import rollback
 
     rollback(options.model_name, options.because, _uri(options), Terminal())
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from .nights.prune import prune
+    from .registration.prune import prune
 
     with disk_errors(options.output):
         prune(options.model_name, options.keep, options.output, _uri(options), options.really, Terminal())

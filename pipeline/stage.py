@@ -20,7 +20,7 @@ from .registration.mlflow_store import resolve_uri
 from .registration.tracking import TrackedRun
 from .runfile.config import Config
 from .runfile.keyroles import identity
-from .terminal import Terminal
+from .terminal import StageReport, Terminal
 from .training.warm_start import WarmStart, find_start
 
 Facts = dict[str, Any]
@@ -192,3 +192,16 @@ class Stage(ABC):
             return exclusive(folder, f"{self.name} stage")
         folder.mkdir(parents=True, exist_ok=True)
         return in_turn(folder, f"{self.name} stage", run.config.cluster.task_timeout_s)
+
+
+def advance(run: Run, stage: Stage) -> StageReport:
+    """Recalls or computes one stage and shows it."""
+    result = run.results.get(stage.name) or stage.recall(run)
+    with run.terminal.stage(stage.name) as report:
+        if result is None:
+            result = stage.finish(run)
+            report.figure = stage.figure(result.facts)
+        else:
+            report.skip(stage.figure(result.facts))
+    run.results[stage.name] = result
+    return report

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from .files import read_json, write_json
-from .models.trained_model import posthoc_average
 from .registration.mlflow_store import redacted
 from .scoring.evaluate import PROTOCOL
 from .scoring.likelihood import in_words as likelihoods_in_words
 from .stage import Run
 from .terminal import StageReport
 from .training.speed import SHARES, rate_in_words, shares_in_words
+from .training.trained_model import posthoc_average
 
 SUMMARY, REPORT = "summary.json", "report.html"
 

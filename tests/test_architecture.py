@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -14,6 +15,7 @@ from subprocess import run
 
 import pytest
 import yaml
+from setuptools import find_packages
 
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
@@ -26,8 +28,10 @@ FILES = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", 
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic"}
 OUTSIDE_WORLD = {"os", "pathlib", "io", "shutil", "tempfile", "subprocess", "socket", "logging", "sys"}
 EVALUATION_NEVER_IMPORTS = {"pipeline", "ray", "mlflow", "webdataset"}
-FLOW = ["data", "training", "features", "sampling", "scoring", "sweeps", "nights"]
-"""Rooms of `pipeline` that images pass through, in this order."""
+FLOW = ["data", "models", "training", "features", "sampling", "scoring", "sweeps", "nights"]
+"""Rooms of `pipeline` in the order in which images pass through them."""
+KNOW_THE_FLOW = {"sweeps", "nights"}
+"""Rooms that may import `pipeline/flow.py`, which imports the others."""
 DOCUMENTED = ["model", "evaluation"]
 """Packages with public names; `pipeline` is a program."""
 LETS_PASS = re.compile(r"# *(type: *ignore|noqa|pragma: *no)")
@@ -96,17 +100,17 @@ def test_evaluation_knows_neither_the_cluster_nor_the_registry(source: Path) -> 
 
 
 def rooms_used(source: Path) -> set[str]:
-    """Rooms of `pipeline` that a file in one of them imports from, beside its own."""
-    nodes = ast.walk(ast.parse(source.read_text()))
-    used = {
-        str(node.module).partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 2
-    }
-    return {name for name in used if (ROOT / "pipeline" / name).is_dir()}
+    """What a file in a room of `pipeline` imports from outside of that room: other rooms, and files beside them."""
+    nodes = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert not [node for node in nodes if node.level == 0 and str(node.module).partition(".")[0] == "pipeline"], source
+    outside = [node for node in nodes if node.level == 2]
+    named = {str(node.module).partition(".")[0] for node in outside if node.module}
+    return named | {alias.name for node in outside if not node.module for alias in node.names}
 
 
 @pytest.mark.parametrize("room", FLOW)
 def test_a_room_of_the_pipeline_knows_none_that_comes_after_it(room: str) -> None:
-    later = set(FLOW[FLOW.index(room) + 1 :])
+    later = {*FLOW[FLOW.index(room) + 1 :]} | ({"flow"} if room not in KNOW_THE_FLOW else set())
     backwards = {path.name: found for path in sources(f"pipeline/{room}") if (found := rooms_used(path) & later)}
     assert not backwards
     assert room == FLOW[0] or any(rooms_used(path) for path in sources(f"pipeline/{room}"))
@@ -139,10 +143,19 @@ def readme_tree() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("package", IMPORT_NAMES)
-def test_the_readme_tree_names_every_file(package: str) -> None:
-    named = readme_tree()[package]
-    missing = [path.name for path in sources(package) if path.name != "__init__.py" and path.name not in named]
-    assert not missing, f"README.md, The tree: {package}/ has {missing}"
+def test_the_readme_tree_names_every_file_in_its_folder(package: str) -> None:
+    before, *rooms = re.split(r"^  (\w+)/", readme_tree()[package], flags=re.MULTILINE)
+    told = {package: before} | {f"{package}/{room}": text for room, text in zip(rooms[::2], rooms[1::2], strict=True)}
+    for folder in {path.parent.relative_to(ROOT) for path in sources(package)}:
+        there = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+        assert there == set(re.findall(r"\w+\.py", told[str(folder)])), f"README.md, The tree: {folder}/"
+
+
+def test_every_folder_of_python_is_packed() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        include = tomllib.load(file)["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {path.parent.relative_to(ROOT) for package in IMPORT_NAMES for path in sources(package)}
+    assert sorted(find_packages(str(ROOT), include=include)) == sorted(".".join(folder.parts) for folder in folders)
 
 
 @pytest.mark.parametrize("folder", readme_tree())

@@ -18,13 +18,13 @@ from ..data.shard_index import ShardIndex
 from ..data.sources import Shards, Stream
 from ..errors import ClusterError, ConfigError, DataError, PipelineError, TrackingError
 from ..files import write_text
+from ..planning.volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
 from ..registration.mlflow_store import check_answers, explained, redacted
 from ..terminal import size
 from ..training.warm_start import find_start
 from . import doctor_nodes
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
 from .shipment import PACKAGES
-from .volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16

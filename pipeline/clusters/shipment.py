@@ -71,7 +71,7 @@ class CodeTree:
 
     def pack(self, archive: Path, texts: Mapping[str, str]) -> None:
         """Writes the archive: the packages, beside them `texts` by their names, and which code this is."""
-        version = json.dumps(asdict(code_version(self.folder)))
+        version = json.dumps(asdict(code_version(self.folder / PACKAGES[-1])))
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for name in self.files:
                 file.writestr(_entry(name), (self.folder / name).read_bytes())

@@ -1,1 +1,1 @@
-"""Trained models: from disk or the registry into memory, drawn from, exchanged with diffusers."""
+"""Models: from disk or the registry into memory, drawn from, exchanged with diffusers."""

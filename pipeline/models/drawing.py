@@ -1,5 +1,5 @@
-"""What drawing needs on actors and at once: by what kind of processor it is done, how often the network was asked, how
-images emerge from noise, and how they drown in it.
+"""What `generate` and the sampling actors share: by what kind of processor is drawn, how often the network was asked,
+how images emerge from noise, and how they drown in it.
 """
 
 from collections.abc import Callable, Iterable, Iterator

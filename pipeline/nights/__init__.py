@@ -1,1 +1,1 @@
-"""A new model every night: scored beside the champion, promoted, taken back, thrown away."""
+"""A new model every night, scored beside the champion."""

@@ -1,1 +1,1 @@
-"""MLflow: runs with their curves and pictures, and versions of registered models."""
+"""MLflow: runs with their curves and pictures, and the versions of models: which is better, promoted, pruned."""

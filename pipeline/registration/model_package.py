@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import model
 
+from ..runfile.configfile import flatten
 from .code_version import code_version, environment
 from .mlflow_store import redacted
-from .tracking import flatten
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -6,13 +6,13 @@ from typing import Any
 
 from ..files import digest, read_json, write_json
 from ..models.stored_model import DESCRIPTION
-from ..models.trained_model import ModelFolders, described
 from ..scoring.evaluate import PROTOCOL
 from ..scoring.report import write_report
 from ..scoring.run_pictures import draw_pictures
 from ..stage import Facts, Run, Stage
 from ..summary import measured
 from ..training.checkpoint import WEIGHTS
+from ..training.trained_model import ModelFolders, described
 from .model_package import ModelPackage
 from .registry import register
 

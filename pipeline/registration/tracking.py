@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..files import lock_of, read_json, write_json
 from .mlflow_store import artifact_location, connect, redacted, reported
@@ -98,7 +98,7 @@ def open_run(
     What ties them is a random token, written to `folder/mlflow.json` before the run is made and tagged on it:
     a kill between the two leaves no orphan, and a run deleted in the UI is not found and so made anew.
     """
-    params = {name: redacted(value) for name, value in params.items()}
+    params = {name: _cut(redacted(value)) for name, value in params.items()}
     tags = {name: redacted(value) for name, value in tags.items()}
     with reported("open a run", uri), lock_of(folder / _TOKEN_FILE).acquire(_OPENING_S):
         client = connect(uri)
@@ -110,17 +110,6 @@ def open_run(
             client.update_run(run.info.run_id, status="RUNNING", name=run_name)
         _log_params(client, run.info.run_id, run.data.params, params)
     return TrackedRun(uri, experiment_id, run.info.run_id)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested mapping as MLflow params: dotted keys, lists as JSON, over-long values cut and marked so."""
-    params: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            params |= flatten(value, f"{prefix}{key}.")
-        else:
-            params[f"{prefix}{key}"] = _param(value)
-    return params
 
 
 def _token(folder: Path) -> str:
@@ -158,8 +147,8 @@ def _log_params(client: "MlflowClient", run_id: str, there: Mapping[str, str], p
         client.set_tag(run_id, "pipeline.params_changed_on_resume", "; ".join(changed))
 
 
-def _param(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+def _cut(text: str) -> str:
+    """As long as MLflow takes, and marked so."""
     if len(text) <= _MAX_PARAM_CHARACTERS:
         return text
     note = f" ... ({len(text)} characters, whole in config.yaml)"

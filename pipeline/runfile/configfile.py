@@ -6,8 +6,9 @@ section without a `kind` takes that of the schema's default, so that `sample.sam
 """
 
 import difflib
+import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -47,6 +48,17 @@ def load(file: Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
 def dump(config: BaseModel) -> str:
     """YAML with every key, in the order of the schema; `load` of it gives an equal record."""
     return write_yaml(config.model_dump(mode="json", by_alias=True))
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted keys, texts as they are and other values as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
 
 
 @dataclass

@@ -25,8 +25,8 @@ from ..features.features import Extraction
 from ..files import write_arrays
 from ..models.compiler import check_compiler
 from ..models.drawing import STRIP_FRAMES, device_name, images_counted, strip
-from ..models.trained_model import ModelFolders
 from ..runfile.config import SampleConfig
+from ..training.trained_model import ModelFolders
 from .chunks import ChunkTask
 
 _STRIP_IMAGES = 8

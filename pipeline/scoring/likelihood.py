@@ -23,9 +23,9 @@ from ..data.shard_index import ShardIndex
 from ..errors import DataError, TrainingError
 from ..features.features import Batch, batches
 from ..files import digest, in_turn, read_arrays, write_arrays
-from ..models.trained_model import ModelFolders, weights_identity
 from ..runfile.keyroles import identity
 from ..stage import Run
+from ..training.trained_model import ModelFolders, weights_identity
 
 CURVES = "bound.npz"
 _LARGEST_ODE_BATCH = 64  # images: their gradients are kept

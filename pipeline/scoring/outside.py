@@ -22,9 +22,8 @@ from ..features.reference import (
     take_features,
 )
 from ..files import digest, read_json, write_json
-from ..flow import advance
 from ..runfile.config import Config
-from ..stage import Run
+from ..stage import Run, advance
 from ..terminal import Terminal
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from evaluation.report import Picture, Section, page
 
 from ..files import read_json, write_text
-from ..registration.tracking import flatten
+from ..runfile.configfile import flatten
 from ..stage import Run
 from ..summary import REPORT, measured
 from ..terminal import count, duration, rate

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from ..clusters.fan_out import finish_on_actors
 from ..features.features import Extraction
 from ..features.reference import extraction_of, reference_key, reference_statistics
-from ..models.trained_model import ModelFolders
 from ..runfile.config import Config
 from ..runfile.keyroles import identity
 from ..sampling.chunks import Chunks, ChunkTask
 from ..sampling.drawer import Drawer, Equipment
 from ..stage import Facts, Run, Stage
 from ..training.averages import AVERAGES, KeptAverage, along_the_way
+from ..training.trained_model import ModelFolders
 
 _MOST_POINTS = 20  # of the curve, evenly spaced
 

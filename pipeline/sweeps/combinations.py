@@ -9,9 +9,8 @@ from textwrap import indent
 
 from ..errors import ConfigError
 from ..files import digest
-from ..registration.tracking import flatten
 from ..runfile.config import Config
-from ..runfile.configfile import load
+from ..runfile.configfile import flatten, load
 from ..runfile.keyroles import identity
 from ..runfile.yamltext import read_yaml
 

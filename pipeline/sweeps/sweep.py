@@ -9,13 +9,13 @@ from contextlib import ExitStack
 
 from ..data.prepare import check_prepared
 from ..files import exclusive, write_text
-from ..flow import FLOW, advance, recall, started, tracked
+from ..flow import FLOW, recall, started, tracked
 from ..registration.mlflow_store import redacted
 from ..registration.register import CONFIG
 from ..runfile.configfile import dump
 from ..sampling.sample import Sample
 from ..scoring.evaluate import Evaluate
-from ..stage import Run, Stage
+from ..stage import Run, Stage, advance
 from ..terminal import Terminal, duration
 from .combinations import Combination
 from .sweep_points import Point, Sweep

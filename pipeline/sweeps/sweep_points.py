@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import digest
-from ..registration.tracking import flatten
+from ..runfile.configfile import flatten
 from ..stage import Facts, Run
 from ..terminal import Terminal
 from ..training.warm_start import WarmStart

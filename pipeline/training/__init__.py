@@ -1,1 +1,1 @@
-"""Training: the order of the images, the step, the state that survives, the curve."""
+"""Training: the step, the state that survives, the workers, the curve."""

@@ -24,7 +24,7 @@ from model import EMASnapshot, PowerFunctionEMA
 
 from ..errors import TrainingError
 from ..files import mismatch, read_json, sha256_of, write_json
-from ..registration.tracking import flatten
+from ..runfile.configfile import flatten
 from .averages import AVERAGES, keep
 from .parallel import load_whole, sharded_like, whole
 from .train_state import TrainState

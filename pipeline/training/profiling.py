@@ -17,9 +17,8 @@ from model import training_flops
 
 from ..data.prepare import Prepare, check_prepared
 from ..files import exclusive, write_text
-from ..flow import advance
 from ..runfile.config import Config
-from ..stage import Run
+from ..stage import Run, advance
 from ..terminal import Terminal
 from .profile_page import Operator, Profile, page, reading
 from .train import job_of, recipe_of

@@ -1,4 +1,4 @@
-"""What each training worker runs: DDP over a share of every global batch, from the last checkpoint to the last image.
+"""What each training worker runs: a share of every global batch, from the last checkpoint to the last image.
 
 Between two points of the curve nothing here waits for the device. Nothing ever waits for MLflow or the terminal, and
 for pictures only the end does, a few seconds.

@@ -3,7 +3,7 @@
     python tests/benchmarks/plan.py FILE [key=value ...] [--until STAGE] [--output FILE]
 
 An idle machine is assumed. Of each stage it also tells what it took beside the work that was planned: of a short run,
-those seconds are the start-ups in `pipeline/clusters/devices.py`.
+those seconds are the start-ups in `pipeline/planning/devices.py`.
 """
 
 import argparse
@@ -35,11 +35,11 @@ class Reports(Terminal):
 def main() -> None:
     """Plans, runs, prints both and writes the JSON."""
     # Here, for the processes of the trial import this file, and how fast they start is measured.
-    from pipeline.clusters.costs import measured_here
-    from pipeline.clusters.devices import STARTS_S
-    from pipeline.clusters.plan import Plan
-    from pipeline.clusters.trial import measure
     from pipeline.flow import STAGES, run_flow
+    from pipeline.planning.costs import measured_here
+    from pipeline.planning.devices import STARTS_S
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.trial import measure
     from pipeline.runfile.config import Config
     from pipeline.runfile.configfile import load
 

@@ -30,12 +30,12 @@ from model import DDIM, DDPMUNet, ModelSpec, VPCosine
 from pipeline.features.features import Extraction, FeatureFiles
 from pipeline.features.reference import STATISTICS, RealFeatures
 from pipeline.files import sha256_of
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import SampleConfig
 from pipeline.sampling.chunks import Chunks, ChunkTask
 from pipeline.sampling.drawer import Drawer, Equipment
 from pipeline.scoring.evaluate import SampleFeatures
 from pipeline.training.checkpoint import SPEC, WEIGHTS
+from pipeline.training.trained_model import ModelFolders
 from records import Record, growth
 
 CHUNK_IMAGES = 250

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from pipeline.data.prepare import Prepare
 from pipeline.files import write_json
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import Config
 from pipeline.sampling.chunks import Chunks, ChunkTask
 from pipeline.sampling.drawer import Drawer, Equipment
@@ -20,6 +19,7 @@ from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.training.checkpoint import SPEC, WEIGHTS
 from pipeline.training.curve import CURVE
+from pipeline.training.trained_model import ModelFolders
 
 from .trainings import TINY
 

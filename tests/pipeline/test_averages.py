@@ -19,7 +19,6 @@ from pipeline.clusters.cluster import Cluster
 from pipeline.errors import TrainingError
 from pipeline.files import read_json
 from pipeline.models.stored_model import load_stored
-from pipeline.models.trained_model import ModelFolders, weights_identity
 from pipeline.runfile.config import ClusterConfig, Config
 from pipeline.sampling.sample import Sample
 from pipeline.scoring.likelihood import LikelihoodWork, _work
@@ -39,6 +38,7 @@ from pipeline.training.checkpoint import (
 from pipeline.training.curve import CURVE
 from pipeline.training.train import _keep_weights, recipe_of
 from pipeline.training.train_step import Batch, TrainStep
+from pipeline.training.trained_model import ModelFolders, weights_identity
 
 from .trainings import TINY
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from model.record import Record
 from pipeline.errors import ConfigError
-from pipeline.runfile.configfile import MAX_FILE_BYTES, _shown, dump, load
+from pipeline.runfile.configfile import MAX_FILE_BYTES, _shown, dump, flatten, load
 
 
 class Smooth(Record):
@@ -354,3 +354,14 @@ def test_every_run_file_loads_and_its_dump_loads_back_equal(file: Path) -> None:
         config = load(run_file, [], Config)
         file.write_text(dump(config))
         assert load(file, [], Config) == config
+
+
+def test_settings_are_flattened_to_dotted_keys_and_json() -> None:
+    config = {"train": {"images": 5, "ema": {"decay": 0.5}}, "layers": [1, 2], "root": None, "kind": "ddim"}
+    assert flatten(config) == {
+        "train.images": "5",
+        "train.ema.decay": "0.5",
+        "layers": "[1, 2]",
+        "root": "null",
+        "kind": "ddim",
+    }

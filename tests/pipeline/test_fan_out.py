@@ -18,11 +18,11 @@ from pipeline.clusters.cluster import Cluster
 from pipeline.clusters.fan_out import actor_pool, fan_out
 from pipeline.features.features import Extraction
 from pipeline.files import read_arrays, sha256_of
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import ClusterConfig, SampleConfig
 from pipeline.sampling.chunks import Chunks, ChunkTask
 from pipeline.sampling.drawer import Drawer, Equipment
 from pipeline.training.checkpoint import SPEC, WEIGHTS
+from pipeline.training.trained_model import ModelFolders
 
 from .trainings import kill
 from .waiting import wait_until

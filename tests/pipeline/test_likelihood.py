@@ -15,7 +15,6 @@ from pipeline.data.prepare import Prepare
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import read_arrays
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import ClusterConfig, Config
 from pipeline.scoring.likelihood import (
     CURVES,
@@ -29,6 +28,7 @@ from pipeline.scoring.likelihood import (
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.training.checkpoint import SPEC, WEIGHTS, weights_digest
+from pipeline.training.trained_model import ModelFolders
 
 BOUND = VariationalBound(images=7)
 ODE = ODELikelihood(images=4, split="train", probes=2, rtol=0.3, atol=0.3)

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.errors import TrackingError
 from pipeline.models.stored_model import _files_of
-from pipeline.nights.versions import show_history
 from pipeline.registration.mlflow_store import check_answers, connect
+from pipeline.registration.versions import show_history
 from pipeline.terminal import Terminal
 
 VERSION = {"name": "m", "version": "1", "source": "models:/m-1", "creation_timestamp": 1, "last_updated_timestamp": 1}

@@ -12,11 +12,14 @@ from safetensors.torch import save
 
 from model import Denoising
 from pipeline.__main__ import main
-from pipeline.clusters.costs import Step, drawing_rounds, measured_here
-from pipeline.clusters.devices import DEVICES, STARTS_S, STARTS_SOURCE, Measurement, exchange_s, rate_of
-from pipeline.clusters.plan import Plan, one_checkpoint, plan_for, print_plan
-from pipeline.clusters.trial import Trial, measure
-from pipeline.clusters.volumes import (
+from pipeline.data.shards import pack
+from pipeline.errors import ConfigError
+from pipeline.files import write_arrays
+from pipeline.planning.costs import Step, drawing_rounds, measured_here
+from pipeline.planning.devices import DEVICES, STARTS_S, STARTS_SOURCE, Measurement, exchange_s, rate_of
+from pipeline.planning.plan import Plan, one_checkpoint, plan_for, print_plan
+from pipeline.planning.trial import Trial, measure
+from pipeline.planning.volumes import (
     all_reduce_bytes,
     checkpoint_bytes,
     chunk_bytes,
@@ -29,9 +32,6 @@ from pipeline.clusters.volumes import (
     sharded_bytes,
     weights_bytes,
 )
-from pipeline.data.shards import pack
-from pipeline.errors import ConfigError
-from pipeline.files import write_arrays
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.training.checkpoint import Snapshot

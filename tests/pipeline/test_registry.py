@@ -20,11 +20,11 @@ from pipeline.errors import ConfigError, TrackingError
 from pipeline.models.stored_model import load_stored
 from pipeline.nights.night_plot import draw_nights, night_points
 from pipeline.nights.nightly import Night, as_it_is
-from pipeline.nights.versions import rollback, show_history
 from pipeline.registration.gate import Gate, Standing
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import Registered, add_scores, move_champion, moves, register, standing
 from pipeline.registration.tracking import TrackedRun
+from pipeline.registration.versions import rollback, show_history
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.terminal import Terminal

@@ -13,11 +13,11 @@ from model import DDIM, DDPMUNet, EDMPath, GaussianPath, ModelSpec, VPCosine
 from pipeline.errors import DataError, SamplingError, TrainingError
 from pipeline.files import read_arrays, write_arrays
 from pipeline.models.drawing import STRIP_FRAMES, images_counted, noised
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import SampleConfig
 from pipeline.sampling.chunks import Chunks, ChunkTask
 from pipeline.sampling.drawer import Drawer, Equipment
 from pipeline.training.checkpoint import SPEC, WEIGHTS
+from pipeline.training.trained_model import ModelFolders
 
 MODEL = ModelSpec(
     image_size=8,

@@ -16,7 +16,6 @@ from pipeline.data.prepare import Prepare, check_prepared
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_index import ShardIndex
 from pipeline.files import sha256_of
-from pipeline.models.trained_model import ModelFolders
 from pipeline.runfile.config import Config
 from pipeline.sampling.chunks import Chunks, ChunkTask
 from pipeline.sampling.drawer import Drawer, Equipment
@@ -25,6 +24,7 @@ from pipeline.sampling.sample_shards import SampleShards
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
 from pipeline.training.checkpoint import SPEC, WEIGHTS
+from pipeline.training.trained_model import ModelFolders
 
 from .trainings import TINY
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clusters.costs import Step, sent_bytes
-from pipeline.clusters.plan import Plan, one_checkpoint, plan_for
-from pipeline.clusters.volumes import gradient_bytes, network_of, sample_bytes
+from pipeline.planning.costs import Step, sent_bytes
+from pipeline.planning.plan import Plan, one_checkpoint, plan_for
+from pipeline.planning.volumes import gradient_bytes, network_of, sample_bytes
 from pipeline.terminal import duration, size
 
 ROOT = Path(__file__).parents[2]

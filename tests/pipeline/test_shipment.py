@@ -75,8 +75,11 @@ def test_what_is_large_is_named_where_it_is_allowed_too(tree: CodeTree) -> None:
     assert str(large).startswith("20.0 MiB in 4 files; pipeline/runs/ holds 20.0 MiB, of which weights.pt 20.0 MiB")
 
 
-def test_the_commit_travels_with_the_code(tmp_path: Path) -> None:
-    """There is no repository where the code arrives."""
+def test_the_commit_travels_with_the_code(tree: CodeTree, tmp_path: Path) -> None:
+    """There is no repository where the code arrives, and none where it may be sent on from there."""
     known = {"commit": "5e" * 20, "changes": "a line"}
     (tmp_path / RECORD).write_text(json.dumps(known))
     assert code_version(tmp_path / "pipeline") == CodeVersion("5e" * 20, "a line")
+    tree.pack(tmp_path / "on.zip", {})
+    with zipfile.ZipFile(tmp_path / "on.zip") as archive:
+        assert json.loads(archive.read(RECORD)) == known

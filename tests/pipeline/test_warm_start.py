@@ -14,7 +14,6 @@ from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
-from pipeline.models.trained_model import described
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.register import CONFIG
@@ -29,6 +28,7 @@ from pipeline.training.guide import Guide
 from pipeline.training.guide import recipe_of as guide_recipe_of
 from pipeline.training.train import Train
 from pipeline.training.train_loop import Worker
+from pipeline.training.trained_model import described
 from pipeline.training.warm_start import START, read_start
 
 from .trainings import worker_of

@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..registration.gate import Standing
-from ..registration.mlflow_store import connect, reported
-from ..registration.model_uri import ModelURI
-from ..registration.registry import (
+from ..terminal import Terminal
+from .gate import Standing
+from .mlflow_store import connect, reported
+from .model_uri import ModelURI
+from .registry import (
     CHAMPION,
     PREVIOUS,
     PRIMARY_TAG,
@@ -18,7 +19,6 @@ from ..registration.registry import (
     moves,
     standing,
 )
-from ..terminal import Terminal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import exclusive, read_json
-from ..registration.mlflow_store import connect, reported
-from ..registration.register import CONFIG
-from ..registration.registry import aliases_of, logged_model_of
 from ..summary import SUMMARY
 from ..terminal import Terminal
+from .mlflow_store import connect, reported
+from .register import CONFIG
+from .registry import aliases_of, logged_model_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from model import EAGER, EMASnapshot, Execution, Guidance, ModelSpec, TrainedModel
 
 from ..files import digest, write_json
+from ..models.stored_model import DESCRIPTION, FORMAT, Description, assembled
 from ..runfile.config import Config
 from ..stage import Run
-from ..training.averages import AVERAGES, PostHocAverage
-from ..training.checkpoint import SPEC, WEIGHTS
-from .stored_model import DESCRIPTION, FORMAT, Description, assembled
+from .averages import AVERAGES, PostHocAverage
+from .checkpoint import SPEC, WEIGHTS
 
 
 def described(config: Config) -> dict[str, Any]:
