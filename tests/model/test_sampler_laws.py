@@ -5,7 +5,7 @@ The mistakes are the ones found in public code. A law that lets its mistake pass
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from model import DDIM, Ancestral, DPMSolverPP, EDMPath, Euler, Grid, PredictorCorrector, State, UniPC, VPLinear
 from model.denoiser import Denoiser
 from model.gaussian_path import GaussianPath
-from model.sampler import NoiseSource, posterior_std
+from model.sampler import GridSampler, NoiseSource, posterior_std
 
 from .analytic import (
     PATHS,
@@ -243,3 +243,12 @@ def test_every_step_but_the_last_draws_its_own_noise() -> None:
 
         run(sampler, WavyDenoiser(PATH), PATH, torch.randn(2, *SHAPE), noise)
         assert drawn == list(range(9))
+
+
+def test_a_sampler_without_a_step_of_its_own_cannot_walk() -> None:
+    class Idle(GridSampler):
+        kind: Literal["idle"] = "idle"
+        order: ClassVar[int] = 1
+
+    with pytest.raises(NotImplementedError):
+        images(Idle(steps=2), only_image(PATH, SHAPE, 0.3), PATH, *seeded(torch.arange(3), SHAPE))
