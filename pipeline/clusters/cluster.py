@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import ray
 
 from ..errors import ClusterError
+from ..registration.code_version import TREE
 from ..runfile.config import ClusterConfig
 from ..terminal import quiet_libraries
 from . import ray_token
-from .shipment import PACKAGES, TREE
+from .shipment import PACKAGES
 
 _OBJECT_STORE_BYTES = 256 * 1024**2  # images never pass through it: weights do, and features
 

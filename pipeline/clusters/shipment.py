@@ -13,9 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..registration.code_version import RECORD, code_version
+from ..registration.code_version import RECORD, TREE, code_version
 
-TREE = Path(__file__).parents[2]
 PACKAGES = ("model", "evaluation", "pipeline")
 LIMIT_BYTES = 100 * 1024**2
 """The longest request that Ray's dashboard takes (its DASHBOARD_CLIENT_MAX_SIZE)."""
@@ -71,7 +70,7 @@ class CodeTree:
 
     def pack(self, archive: Path, texts: Mapping[str, str]) -> None:
         """Writes the archive: the packages, beside them `texts` by their names, and which code this is."""
-        version = json.dumps(asdict(code_version(self.folder / PACKAGES[-1])))
+        version = json.dumps(asdict(code_version(self.folder)))
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for name in self.files:
                 file.writestr(_entry(name), (self.folder / name).read_bytes())

@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+TREE = Path(__file__).parents[2]
+"""The folder that this code's packages lie in."""
 RECORD = "code_version.json"
 """Beside the packages where they were sent to a cluster, without their repository: what was known of it."""
 _GIT_S = 30.0
@@ -29,9 +31,9 @@ class CodeVersion:
 
 
 @cache
-def code_version(folder: Path = Path(__file__).parents[1]) -> CodeVersion:
-    """Of the repository that a folder lies in, by default this code's; looked up once."""
-    if (record := folder.parent / RECORD).is_file():
+def code_version(folder: Path = TREE) -> CodeVersion:
+    """Of the packages in a folder, by default this code's: by its record, else its repository; looked up once."""
+    if (record := folder / RECORD).is_file():
         return CodeVersion(**json.loads(record.read_text(encoding="utf-8")))
     try:
         commit = _git(folder, "rev-parse", "HEAD").strip()

@@ -246,6 +246,8 @@ def test_every_step_but_the_last_draws_its_own_noise() -> None:
 
 
 def test_a_sampler_without_a_step_of_its_own_cannot_walk() -> None:
+    """Some state a `_walk` that needs none: so the base cannot ask for `_step`, and says when used that it lacks."""
+
     class Idle(GridSampler):
         kind: Literal["idle"] = "idle"
         order: ClassVar[int] = 1

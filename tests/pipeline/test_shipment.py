@@ -79,7 +79,7 @@ def test_the_commit_travels_with_the_code(tree: CodeTree, tmp_path: Path) -> Non
     """There is no repository where the code arrives, and none where it may be sent on from there."""
     known = {"commit": "5e" * 20, "changes": "a line"}
     (tmp_path / RECORD).write_text(json.dumps(known))
-    assert code_version(tmp_path / "pipeline") == CodeVersion("5e" * 20, "a line")
+    assert code_version(tmp_path) == CodeVersion("5e" * 20, "a line")
     tree.pack(tmp_path / "on.zip", {})
     with zipfile.ZipFile(tmp_path / "on.zip") as archive:
         assert json.loads(archive.read(RECORD)) == known
