@@ -16,9 +16,9 @@ from evaluation import EvaluationError
 from .errors import ConfigError, PipelineError, disk_errors
 from .job_commands import add_job_commands
 from .model_commands import add_model_commands
-from .registration.mlflow_store import redacted
 from .runfile.config import Config
 from .runfile.configfile import load
+from .tracking.mlflow_store import redacted
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",

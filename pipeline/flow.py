@@ -9,9 +9,6 @@ from .data.prepare import Prepare, check_prepared
 from .errors import TrackingError
 from .features.reference import Reference
 from .files import exclusive, write_text
-from .registration import tracking
-from .registration.metrics_follower import MetricsFollower
-from .registration.mlflow_store import check_answers, redacted
 from .registration.register import CONFIG, Register
 from .runfile.config import Config
 from .runfile.configfile import dump, flatten
@@ -22,6 +19,9 @@ from .scoring.score_curve import ScoreCurve
 from .stage import Run, Stage, advance
 from .summary import close
 from .terminal import StageReport, Terminal
+from .tracking.metrics_follower import MetricsFollower
+from .tracking.mlflow_store import check_answers, redacted
+from .tracking.tracked_run import TrackedRun, open_run
 from .training.curve import CURVE
 from .training.guide import Guide
 from .training.preview import PREVIEWS
@@ -106,10 +106,10 @@ def _check_resources(run: Run, pending: Sequence[Stage]) -> None:
 
 
 @contextmanager
-def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iterator[tracking.TrackedRun]:
+def tracked(run: Run, folder: Path, key: str, params: Mapping[str, str]) -> Iterator[TrackedRun]:
     """The MLflow run of `folder`, around the stages. It follows the training and waits for its last point."""
     config, data = run.config, run.results["prepare"].facts
-    page = tracking.open_run(
+    page = open_run(
         run.tracking_uri,
         config.tracking.experiment,
         folder.name,

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .figures import duration
 from .runfile.config import Config
 from .runfile.configfile import load
-from .terminal import Terminal, duration
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

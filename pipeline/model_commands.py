@@ -98,8 +98,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .registration.mlflow_store import ANSWER_S, resolve_uri
-    from .scoring.compare import run_compare
+    from .registration.compare import run_compare
+    from .tracking.mlflow_store import ANSWER_S, resolve_uri
 
     run_compare(options.first, options.second, resolve_uri(options.tracking_uri), ANSWER_S, Terminal())
 
@@ -145,7 +145,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _uri(options: argparse.Namespace) -> str:
     """MLflow's address, which answers."""
-    from .registration.mlflow_store import check_answers, resolve_uri
+    from .tracking.mlflow_store import check_answers, resolve_uri
 
     uri = resolve_uri(options.tracking_uri)
     check_answers(uri)

@@ -16,12 +16,12 @@ from typing import Any
 from .clusters.cluster import Cluster
 from .data.shard_index import MANIFEST, ShardIndex
 from .files import digest, exclusive, in_turn, read_json, sha256_of, write_json
-from .registration.mlflow_store import resolve_uri
-from .registration.tracking import TrackedRun
+from .models.warm_start import WarmStart, find_start
 from .runfile.config import Config
 from .runfile.keyroles import identity
 from .terminal import StageReport, Terminal
-from .training.warm_start import WarmStart, find_start
+from .tracking.mlflow_store import resolve_uri
+from .tracking.tracked_run import TrackedRun
 
 Facts = dict[str, Any]
 """What a stage found out, as JSON."""

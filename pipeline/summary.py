@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .figures import score_words
 from .files import read_json, write_json
-from .registration.mlflow_store import redacted
 from .scoring.evaluate import PROTOCOL
 from .scoring.likelihood import in_words as likelihoods_in_words
 from .stage import Run
 from .terminal import StageReport
+from .tracking.mlflow_store import redacted
 from .training.speed import SHARES, rate_in_words, shares_in_words
 from .training.trained_model import posthoc_average
 
@@ -66,7 +67,8 @@ def measured(run: Run) -> dict[str, str]:
     """What was measured of a run that has been scored, in words, the score that decides first."""
     evaluated, sampled = run.results["evaluate"].facts, run.results["sample"].facts
     scores, name, images = evaluated["scores"], evaluated["primary_score"], sampled["images"]
-    facts = {name: _shown(scores[name], f"{_uncertainty(scores, name)}of {images:,} samples; lower is better")}
+    uncertainty = _uncertainty(scores, name)
+    facts = {name: f"{score_words(scores[name])} {uncertainty}of {images:,} samples; lower is better"}
     if name in evaluated["reasons"]:
         facts[name] = f"not available: {evaluated['reasons'][name]}"
     if run.config.evaluate.reference is not None:
@@ -112,7 +114,3 @@ def _facts(run: Run, summary: dict[str, Any]) -> dict[str, str]:
 def _uncertainty(scores: dict[str, Any], name: str) -> str:
     error, corrected = scores.get(f"{name}_se"), scores.get(f"{name}_bias_corrected")
     return "" if error is None else f"± {error:.2g}, {corrected:.4g} without the bias "
-
-
-def _shown(value: float | None, unit: str) -> str:
-    return "not available" if value is None else f"{value:.4g} {unit}"

@@ -20,6 +20,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveBar
 from rich.text import Text
 
+from .figures import count, duration, rate
+
 LOG_WIDTH = 100
 _LOG_LINE_S = 10.0
 _LOG_LINE_AT_LATEST_S = 60.0
@@ -27,7 +29,6 @@ _LOG_LINE_SHARE = 0.01
 _RATE_WINDOW_S = 30.0
 _REPLAY_S = 0.5  # what is told in the first half second was done before, by the run that this one resumes
 _BAR_WIDTH = 12
-_PREFIXES = "", "k", "M", "G", "T", "P"
 
 QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its coming default; unset, each worker warns of the change
@@ -54,51 +55,6 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def count(number: float, unit: str) -> str:
-    """`12,345 images`."""
-    return f"{number:,.0f} {unit}"
-
-
-def rate(per_second: float, unit: str) -> str:
-    """`1,234 images/s`, with three digits where there are fewer."""
-    return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"
-
-
-def flop_rate(per_second: float) -> str:
-    """`41.2 GFLOP/s`: floating-point operations, three digits."""
-    return f"{flops(per_second)}/s"
-
-
-def flops(number: float) -> str:
-    """`24.5 MFLOP`: floating-point operations, three digits."""
-    return _in_thousands(number, "FLOP")
-
-
-def size(number_bytes: float) -> str:
-    """`24.5 MB`: bytes in powers of 1,000, three digits."""
-    return _in_thousands(number_bytes, "B")
-
-
-def _in_thousands(number: float, unit: str) -> str:
-    rounded, power = float(f"{number:.3g}"), 0
-    while rounded >= 1000 and power < len(_PREFIXES) - 1:
-        rounded, power = rounded / 1000, power + 1
-    return f"{rounded:g} {_PREFIXES[power]}{unit}"
-
-
-def duration(seconds: float) -> str:
-    """`3.2 s`, `42 s`, `1 min 23 s`, `2 h 5 min`, `1 d 3 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, rest_minutes = divmod(minutes, 60)
-    days, rest_hours = divmod(hours, 24)
-    parts = [(days, "d"), (rest_hours, "h"), (rest_minutes, "min"), (rest_s, "s")]
-    while len(parts) > 1 and parts[0][0] == 0:
-        del parts[0]
-    return " ".join(f"{number} {unit}" for number, unit in parts[:2])
 
 
 @dataclass

@@ -28,7 +28,7 @@ FILES = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", 
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic"}
 OUTSIDE_WORLD = {"os", "pathlib", "io", "shutil", "tempfile", "subprocess", "socket", "logging", "sys"}
 EVALUATION_NEVER_IMPORTS = {"pipeline", "ray", "mlflow", "webdataset"}
-FLOW = ["data", "models", "training", "features", "sampling", "scoring", "sweeps", "nights"]
+FLOW = ["data", "models", "training", "features", "sampling", "scoring", "registration", "sweeps", "nights"]
 """Rooms of `pipeline` in the order in which images pass through them."""
 KNOW_THE_FLOW = {"sweeps", "nights"}
 """Rooms that may import `pipeline/flow.py`, which imports the others."""

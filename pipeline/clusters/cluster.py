@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import ray
 
+from ..code_version import TREE
 from ..errors import ClusterError
-from ..registration.code_version import TREE
 from ..runfile.config import ClusterConfig
 from ..terminal import quiet_libraries
 from . import ray_token

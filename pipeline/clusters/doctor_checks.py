@@ -17,11 +17,11 @@ from ..data.prepare import Prepare
 from ..data.shard_index import ShardIndex
 from ..data.sources import Shards, Stream
 from ..errors import ClusterError, ConfigError, DataError, PipelineError, TrackingError
+from ..figures import size
 from ..files import write_text
+from ..models.warm_start import find_start
 from ..planning.volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
-from ..registration.mlflow_store import check_answers, explained, redacted
-from ..terminal import size
-from ..training.warm_start import find_start
+from ..tracking.mlflow_store import check_answers, explained, redacted
 from . import doctor_nodes
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
 from .shipment import PACKAGES

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ..code_version import RECORD, TREE, code_version
 from ..errors import ConfigError
-from ..registration.code_version import RECORD, TREE, code_version
 
 PACKAGES = ("model", "evaluation", "pipeline")
 LIMIT_BYTES = 100 * 1024**2

@@ -5,7 +5,8 @@ import shlex
 from argparse import Namespace
 
 from ..errors import ConfigError
-from ..terminal import Terminal, count
+from ..figures import count
+from ..terminal import Terminal
 from .existing_tars import Tars, index_tars
 from .shard_cache import DEFAULT
 from .shard_index import ShardIndex

@@ -24,7 +24,8 @@ from ..terminal import Terminal
 from .diffusers_layers import to_ours, to_theirs
 from .diffusers_scheduler import Scheduler, foreign_steps, scheduler_of
 from .diffusers_unet import UNet2D, foreign_layers, norm_groups, unet_of
-from .stored_model import DESCRIPTION, FORMAT, Description, StoredModel, load_stored, read_weights
+from .stored_model import DESCRIPTION, FORMAT, Description, StoredModel, load_stored
+from .weights import read_weights
 
 Schema = TypeVar("Schema", bound=Record)
 

@@ -5,7 +5,8 @@ import time
 from model import RK45, Sampler, invertible
 
 from ..errors import ConfigError
-from ..terminal import Terminal, count, duration
+from ..figures import count, duration
+from ..terminal import Terminal
 from .drawing import STRIP_FRAMES, images_counted
 from .generate_kinds import DRAW, Drawing
 from .request import MAX_EVALUATIONS, MAX_IMAGES, MAX_PICTURE_PIXELS, Request

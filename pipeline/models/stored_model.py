@@ -9,9 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from model import (
     EAGER,
@@ -34,10 +32,11 @@ from model import (
 
 from ..errors import ConfigError
 from ..files import read_json
-from ..registration.mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
-from ..registration.model_uri import ModelURI
 from ..runfile.configfile import load
 from ..runfile.yamltext import read_yaml
+from ..tracking.mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
+from ..tracking.model_uri import ModelURI
+from .weights import check_weights, read_weights
 
 DESCRIPTION = "model.json"
 FORMAT = 3
@@ -292,27 +291,3 @@ def _filled(build: Any, file: Path, device: torch.device) -> nn.Module:
         network: nn.Module = build()
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights in a file. ConfigError where it is not whole."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: not a whole safetensors file ({error}); restore it, or train again") from None
-
-
-def check_weights(weights: Mapping[str, Tensor], network: nn.Module, name: str, whose: str) -> None:
-    """ConfigError, with the first name that differs, unless the weights are those of such a network.
-
-    name: where the weights are from. whose: what the error says after `the network`.
-    """
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for each in sorted(found.keys() | expected.keys()):
-        if found.get(each) != expected.get(each):
-            shapes = [list(side[each]) if each in side else "none" for side in (found, expected)]
-            raise ConfigError(
-                f"{name}: {each} is {shapes[0]}, where the network {whose} has {shapes[1]}; these are the weights of "
-                "another model"
-            )

@@ -20,16 +20,17 @@ from model import Record
 from ..data.shards import new_files
 from ..data.sources import can_grow
 from ..errors import ConfigError, DataError
+from ..figures import count
 from ..files import digest, exclusive, read_json, write_json
 from ..flow import run_flow
 from ..models.stored_model import Description, described_in, weights_of
 from ..registration.gate import Standing
-from ..registration.mlflow_store import check_answers, connect, redacted, reported
 from ..registration.registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing
 from ..runfile.config import Config
 from ..runfile.keyroles import identity
 from ..stage import Run
-from ..terminal import Terminal, count
+from ..terminal import Terminal
+from ..tracking.mlflow_store import check_answers, connect, redacted, reported
 from .night_plot import draw_nights
 
 NIGHT_TAG = "night"

@@ -14,8 +14,8 @@ from model import (
     training_flops,
 )
 
+from ..figures import flop_rate, rate
 from ..runfile.config import Config
-from ..terminal import flop_rate, rate
 from ..training.parallel import Parallel
 from .devices import (
     CLASSIFIER_S,

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
+from ..figures import duration, flops, size
 from ..runfile.config import Config
 from ..runfile.configfile import load
-from ..terminal import duration, flops, size
 from .costs import (
     ADAPTIVE_EVALUATIONS,
     Speeds,

@@ -1,1 +1,1 @@
-"""MLflow: runs with their curves and pictures, and the versions of models: which is better, promoted, pruned."""
+"""Versions of models: what one holds, which is better, promoted, served, pruned."""

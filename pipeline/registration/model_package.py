@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import model
 
+from ..code_version import code_version, environment
+from ..figures import score_words
 from ..runfile.configfile import flatten
-from .code_version import code_version, environment
-from .mlflow_store import redacted
+from ..tracking.mlflow_store import redacted
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -132,10 +133,10 @@ def card(package: ModelPackage) -> str:
         f"trained on {package.trained_images:,} (repeats counted)" if package.trained_images else "not trained here"
     )
     scores = "\n".join(
-        f"| {'**' + name + '**' if name == package.primary_score else name} | {_figure(value)} |"
+        f"| {'**' + name + '**' if name == package.primary_score else name} | {score_words(value)} |"
         for name, value in package.scores.items()
     )
-    primary = f"{package.primary_score} {_figure(package.scores[package.primary_score])}"
+    primary = f"{package.primary_score} {score_words(package.scores[package.primary_score])}"
     protocol = "; ".join(f"{name} {value}" for name, value in flatten(package.protocol).items())
     return f"""{primary}; {size} x {size} {colour} images, {trained}.
 
@@ -149,7 +150,3 @@ being `{package.protocol_digest[:12]}`: {protocol}.
 Data `{package.data_digest[:12]}`, {code_version()}. Configuration, scores, pictures, environment and report are files
 of the model.
 """
-
-
-def _figure(value: float | None) -> str:
-    return "not available" if value is None else f"{value:.4g}"

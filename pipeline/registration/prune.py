@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..files import exclusive, read_json
 from ..summary import SUMMARY
 from ..terminal import Terminal
-from .mlflow_store import connect, reported
+from ..tracking.mlflow_store import connect, reported
 from .register import CONFIG
 from .registry import aliases_of, logged_model_of
 

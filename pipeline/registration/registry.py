@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..tracking.mlflow_store import default_store, reported
+from ..tracking.tracked_run import TrackedRun
 from .gate import Gate, Standing, judge
-from .mlflow_store import default_store, reported
 from .model_package import ModelPackage, card, write_model
-from .tracking import TrackedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

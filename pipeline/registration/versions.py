@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..terminal import Terminal
+from ..tracking.mlflow_store import connect, reported
+from ..tracking.model_uri import ModelURI
 from .gate import Standing
-from .mlflow_store import connect, reported
-from .model_uri import ModelURI
 from .registry import (
     CHAMPION,
     PREVIOUS,

@@ -31,7 +31,7 @@ from model import Path as GaussianPath  # not a file's
 from ..data.shard_index import MANIFEST
 from ..files import sha256_of
 from ..registration.gate import Gate
-from ..registration.mlflow_store import ANSWER_S
+from ..tracking.mlflow_store import ANSWER_S
 from .consistency import mistakes_in
 from .data_config import DataConfig
 from .keyroles import Resource

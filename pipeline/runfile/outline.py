@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import DataError
-from ..registration.mlflow_store import redacted
 from ..stage import Run
 from ..terminal import Terminal
+from ..tracking.mlflow_store import redacted
 from .config import Config
 from .train_config import TrainConfig
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from ..clusters.fan_out import images_on_actors
 from ..features.reference import extraction_of
+from ..models.weights import weights_digest
 from ..runfile.keyroles import identity
 from ..stage import Facts, Result, Run, Stage
 from ..training.averages import PostHocAverage
-from ..training.checkpoint import weights_digest
 from ..training.trained_model import ModelFolders, posthoc_average, weights_identity
 from .chunks import Chunks, ChunkTask
 from .drawer import Drawer, Equipment

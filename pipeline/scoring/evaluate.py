@@ -21,6 +21,7 @@ from model import default_label
 from ..clusters.gauges import Gauges
 from ..features.features import Batch, Extraction, FeatureFiles
 from ..features.reference import RealFeatures, extraction_of, reference_key, reference_statistics, write_missing
+from ..figures import score_words
 from ..files import write_arrays, write_json
 from ..runfile.keyroles import identity
 from ..sampling.chunks import Chunks
@@ -68,8 +69,7 @@ class Evaluate(Stage):
         return not there or bool(run.config.evaluate.likelihoods)
 
     def figure(self, facts: Facts) -> str:
-        value = facts["scores"][facts["primary_score"]]
-        return f"{facts['primary_score']} " + ("not available" if value is None else f"{value:.4g}")
+        return f"{facts['primary_score']} {score_words(facts['scores'][facts['primary_score']])}"
 
 
 def export_score(run: str, facts: Facts) -> None:

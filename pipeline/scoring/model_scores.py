@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..figures import score_words
+
 
 @dataclass(frozen=True)
 class ModelScores:
@@ -32,6 +34,4 @@ class ModelScores:
     def shown(self, name: str) -> str:
         """A score with its standard error, where it has one."""
         value, error = self.score(name), self.score(f"{name}_se")
-        if value is None:
-            return "not available"
-        return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+        return score_words(value) if value is None or error is None else f"{score_words(value)} ± {error:.2g}"

@@ -21,6 +21,7 @@ from ..features.reference import (
     reference_statistics,
     take_features,
 )
+from ..figures import score_words
 from ..files import digest, read_json, write_json
 from ..runfile.config import Config
 from ..stage import Run, advance
@@ -52,7 +53,7 @@ def run_outside(config: Config, images: Path, statistics: Path | None, terminal:
             path = _score(run, theirs, statistics, stored)
             scored = read_json(path)
             report.figure = f"{scored['images']:,} images"
-    rows = [(name, "not available" if value is None else f"{value:.4g}") for name, value in scored["scores"].items()]
+    rows = [(name, score_words(value)) for name, value in scored["scores"].items()]
     terminal.table([("score", "value"), *rows], "<>")
     terminal.facts({name: f"not available: {reason}" for name, reason in scored["reasons"].items()})
     terminal.facts({"scores": str(path)})

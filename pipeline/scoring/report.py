@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from evaluation.report import Picture, Section, page
 
+from ..figures import count, duration, rate
 from ..files import read_json, write_text
 from ..runfile.configfile import flatten
 from ..stage import Run
 from ..summary import REPORT, measured
-from ..terminal import count, duration, rate
 from .evaluate import PROTOCOL
 from .model_scores import ModelScores
 

@@ -8,18 +8,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from ..data.prepare import check_prepared
+from ..figures import duration, score_words
 from ..files import exclusive, write_text
 from ..flow import FLOW, recall, started, tracked
-from ..registration.mlflow_store import redacted
 from ..registration.register import CONFIG
 from ..runfile.configfile import dump
 from ..sampling.sample import Sample
 from ..scoring.evaluate import Evaluate
 from ..stage import Run, Stage, advance
-from ..terminal import Terminal, duration
+from ..terminal import Terminal
+from ..tracking.mlflow_store import redacted
 from .combinations import Combination
 from .sweep_points import Point, Sweep
-from .sweep_results import figure, log, show, write
+from .sweep_results import log, show, write
 
 _SHARED, _BEFORE_SAMPLING = FLOW[:2], FLOW[2:4]
 _SAMPLE, _EVALUATE = Sample(), Evaluate()
@@ -116,5 +117,5 @@ def _in_words(sweep: Sweep, number: int, point: Point) -> str:
     effort = duration(sum(computed)) if computed else "found again"
     return (
         f"{sweep.words(point.settings)}: {point.evaluations:.4g} network evaluations, {point.name} "
-        f"{figure(point.score())}; {effort}"
+        f"{score_words(point.score())}; {effort}"
     )

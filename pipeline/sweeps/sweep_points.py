@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import digest
+from ..models.warm_start import WarmStart
 from ..runfile.configfile import flatten
 from ..stage import Facts, Run
 from ..terminal import Terminal
-from ..training.warm_start import WarmStart
 from .combinations import Combination
 
 SIGMA_REL = "sample.sigma_rel"  # the x axis of a plot of its own

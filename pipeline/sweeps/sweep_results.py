@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..figures import rate, score_words
 from ..files import write_text
-from ..registration.mlflow_store import redacted
 from ..registration.register import CONFIG
-from ..registration.tracking import TrackedRun
-from ..terminal import rate
+from ..tracking.mlflow_store import redacted
+from ..tracking.tracked_run import TrackedRun
 from .sweep_points import SIGMA_REL, Point, Sweep
 
 TABLE, PLOT, LENGTH_PLOT = "sweep.csv", "sweep.png", "sweep-sigma_rel.png"
@@ -98,7 +98,7 @@ def show(sweep: Sweep, points: Sequence[Point], files: Sequence[Path]) -> None:
             [
                 *(_cut(point.settings.get(key, "")) for key in sweep.short_names),
                 f"{point.evaluations:,.4g}",
-                *(figure(point.score()) if point.name == name else "" for name in names),
+                *(score_words(point.score()) if point.name == name else "" for name in names),
                 "" if speed is None else rate(speed, "images").removesuffix(" images/s"),
             ]
         )
@@ -122,7 +122,7 @@ def _grid(sweep: Sweep, points: Sequence[Point]) -> list[list[str]]:
     if (len(names), len(sweep.short_names)) != (1, 2):
         return []
     pairs = [tuple(point.settings.get(key, "") for key in sweep.short_names) for point in points]
-    scores = {pair: figure(point.score()) for pair, point in zip(pairs, points, strict=True)}
+    scores = {pair: score_words(point.score()) for pair, point in zip(pairs, points, strict=True)}
     rows, columns = (list(dict.fromkeys(values)) for values in zip(*pairs, strict=True))
     if min(len(rows), len(columns)) == 1 or len(scores) < len(rows) * len(columns):
         return []
@@ -139,11 +139,11 @@ def _best(points: Sequence[Point], sweep: Sweep) -> dict[str, str]:
         return {points[0].name: f"not available: {reason}"}
     best = min(measured, key=lambda point: point.score() or 0.0)
     samples = f"{best.sampled['images']:,} samples"
-    facts = {f"best {best.name}": f"{figure(best.score())} of {samples}: {sweep.words(best.settings)}"}
+    facts = {f"best {best.name}": f"{score_words(best.score())} of {samples}: {sweep.words(best.settings)}"}
     real, as_many = best.score("_heldout"), best.score("_as_many_samples")
     if real is not None:
-        facts[f"{best.name}_heldout"] = f"{figure(real)}, what real images reach" + (
-            "" if as_many is None else f"; as few samples of the best reach {figure(as_many)}"
+        facts[f"{best.name}_heldout"] = f"{score_words(real)}, what real images reach" + (
+            "" if as_many is None else f"; as few samples of the best reach {score_words(as_many)}"
         )
     return facts
 
@@ -151,10 +151,6 @@ def _best(points: Sequence[Point], sweep: Sweep) -> dict[str, str]:
 def _names(points: Sequence[Point]) -> list[str]:
     """Scores that decide, usually one; another extractor has another."""
     return list(dict.fromkeys(point.name for point in points))
-
-
-def figure(value: float | None) -> str:
-    return "not available" if value is None else f"{value:.4g}"
 
 
 def _cut(text: str) -> str:

@@ -6,7 +6,6 @@ our classes. It is written by a thread from a copy of the state, under another n
 so that training neither waits for the storage nor leaves half a checkpoint behind.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -279,13 +278,3 @@ def restore(state: TrainState, folder: Path, identity: Mapping[str, Any]) -> Non
     state.curve = manifest["curve"]
     state.skipped.copy_(torch.tensor(manifest["skipped"]))
     state.sums = manifest["sums"]
-
-
-def weights_digest(weights: dict[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes of the weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import torch
 
 from model import Precision
 
-from ..terminal import count, flop_rate, flops, rate
+from ..figures import count, flop_rate, flops, rate
 from .speed import in_words
 
 _SHOWN = 12  # operators

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import Precision, float32_products
 
-from ..terminal import flop_rate
+from ..figures import flop_rate
 
 SHARES = ("compute", "communication", "data", "other")
 """Parts of the wall clock. compute: in steps; communication: in steps, waiting for the gradients of other workers once

@@ -20,13 +20,15 @@ from model import Denoising
 from ..clusters.cluster import Cluster
 from ..data.stream import StreamPlan, order_identity
 from ..errors import PipelineError, TrainingError
+from ..figures import flop_rate
 from ..files import read_json, write_bytes, write_text
+from ..models.warm_start import WarmStart
+from ..models.weights import weights_digest
 from ..runfile.config import ClusterConfig, Config
 from ..runfile.keyroles import identity
 from ..stage import Facts, Run, Stage
-from ..terminal import flop_rate
 from .averages import AVERAGES, clear_posthoc, kept
-from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint, weights_digest
+from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint
 from .curve import read_curve, recorded, restore_curve
 from .curve_buffer import Point
 from .preview import Preview
@@ -34,7 +36,6 @@ from .speed import in_words, steady, steady_images_per_s, time_spent
 from .start_limit import StartLimit
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
-from .warm_start import WarmStart
 
 _RAY = "ray-train"  # folder of Ray Train's own marks in a training's folder
 _TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S")

@@ -29,12 +29,12 @@ from ..data.shard_cache import ShardCacheConfig
 from ..data.shard_index import ShardIndex
 from ..data.stream import StreamFeed, StreamPlan
 from ..errors import DataError, TrainingError
+from ..models.warm_start import read_start
 from .averages import AVERAGES, clear_after
 from .checkpoint import CHECKPOINTS, CheckpointWriter, Snapshot, clear_unfinished, images_of, newest_checkpoint, restore
 from .preview import Preview, PreviewClient
 from .speed import Meter, StepTimer
 from .train_step import Batch, Recipe, TrainStep, share_of
-from .warm_start import read_start
 
 _FIRST_LOOK_STEPS = 20
 _LOOK_S = 2.0  # between two looks whether a node is about to go; each is a small broadcast

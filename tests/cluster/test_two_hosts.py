@@ -15,9 +15,9 @@ import ray
 import requests
 
 from pipeline.clusters.cluster import Cluster
-from pipeline.registration.mlflow_store import connect
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import dump
+from pipeline.tracking.mlflow_store import connect
 from pipeline.training.curve import read_curve
 
 from ..pipeline.trainings import TINY, losses, paced, prepared, train_here

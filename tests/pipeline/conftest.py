@@ -15,8 +15,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster as Nodes
 
-from pipeline.registration.mlflow_store import connect, resolve_uri
-from pipeline.registration.tracking import TrackedRun, open_run
+from pipeline.tracking.mlflow_store import connect, resolve_uri
+from pipeline.tracking.tracked_run import TrackedRun, open_run
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pipeline.__main__ import main
-from pipeline.registration.mlflow_store import connect
+from pipeline.tracking.mlflow_store import connect
 
 from .commands import FILE_NAME, new_folder
 

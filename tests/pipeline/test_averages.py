@@ -19,6 +19,7 @@ from pipeline.clusters.cluster import Cluster
 from pipeline.errors import TrainingError
 from pipeline.files import read_json
 from pipeline.models.stored_model import load_stored
+from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import ClusterConfig, Config
 from pipeline.sampling.sample import Sample
 from pipeline.scoring.likelihood import LikelihoodWork, _work
@@ -33,7 +34,6 @@ from pipeline.training.checkpoint import (
     Snapshot,
     newest_checkpoint,
     restore,
-    weights_digest,
 )
 from pipeline.training.curve import CURVE
 from pipeline.training.train import _keep_weights, recipe_of

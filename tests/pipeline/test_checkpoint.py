@@ -15,6 +15,7 @@ from torch import nn
 
 from model import EMAs, ExponentialEMA, LossHistory
 from pipeline.errors import TrainingError
+from pipeline.models.weights import weights_digest
 from pipeline.training.checkpoint import (
     CHECKPOINTS,
     FORMAT,
@@ -29,7 +30,6 @@ from pipeline.training.checkpoint import (
     restore,
     retain,
     verified_manifest,
-    weights_digest,
 )
 from pipeline.training.train_state import TrainState
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registration.code_version import CodeVersion, code_version, environment
+from pipeline.code_version import CodeVersion, code_version, environment
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

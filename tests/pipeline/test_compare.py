@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from evaluation import ExtractorIdentity, Protocol, Reference
 from pipeline.__main__ import main
+from pipeline.registration.compare import Scored, verdict
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import register
-from pipeline.registration.tracking import TrackedRun
-from pipeline.scoring.compare import Scored, verdict
+from pipeline.tracking.tracked_run import TrackedRun
 
 PROTOCOL = Protocol(
     images=2_000,

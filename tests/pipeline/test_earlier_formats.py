@@ -12,8 +12,8 @@ import torch
 from model import TrainedModel, generate
 from pipeline.errors import ConfigError
 from pipeline.models.stored_model import described_in, load_stored
-from pipeline.registration.mlflow_store import connect, default_store
-from pipeline.registration.tracking import open_run
+from pipeline.tracking.mlflow_store import connect, default_store
+from pipeline.tracking.tracked_run import open_run
 
 from .commands import new_folder, run_here
 

@@ -127,7 +127,7 @@ def test_plain_webdataset_reads_the_shards(undisturbed: Undisturbed) -> None:
 
 
 def test_the_mlflow_run_holds_parameters_curve_data_and_pictures(undisturbed: Undisturbed) -> None:
-    from pipeline.registration.mlflow_store import connect
+    from pipeline.tracking.mlflow_store import connect
 
     folder, _ = undisturbed
     client = connect(f"sqlite:///{folder}/outputs/mlflow.db")

@@ -42,7 +42,7 @@ from pipeline.models.stored_model import _files_in, load_stored
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import register
-from pipeline.registration.tracking import TrackedRun, open_run
+from pipeline.tracking.tracked_run import TrackedRun, open_run
 
 NETWORK = DDPMUNet(base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_sizes=(), dropout=0.0)
 SPEC = ModelSpec(image_size=8, channels=1, network=NETWORK, path=VPCosine())

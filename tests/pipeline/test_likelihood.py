@@ -15,6 +15,7 @@ from pipeline.data.prepare import Prepare
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import read_arrays
+from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import ClusterConfig, Config
 from pipeline.scoring.likelihood import (
     CURVES,
@@ -27,7 +28,7 @@ from pipeline.scoring.likelihood import (
 )
 from pipeline.stage import Result, Run
 from pipeline.terminal import Terminal
-from pipeline.training.checkpoint import SPEC, WEIGHTS, weights_digest
+from pipeline.training.checkpoint import SPEC, WEIGHTS
 from pipeline.training.trained_model import ModelFolders
 
 BOUND = VariationalBound(images=7)

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.errors import TrackingError
 from pipeline.models.stored_model import _files_of
-from pipeline.registration.mlflow_store import check_answers, connect
 from pipeline.registration.versions import show_history
 from pipeline.terminal import Terminal
+from pipeline.tracking.mlflow_store import check_answers, connect
 
 VERSION = {"name": "m", "version": "1", "source": "models:/m-1", "creation_timestamp": 1, "last_updated_timestamp": 1}
 LOGGED = {"model_id": "m-1", "experiment_id": "0", "name": "m", "status": "LOGGED_MODEL_READY"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.registration.mlflow_store import connect
-from pipeline.registration.tracking import TrackedRun, open_run
+from pipeline.tracking.mlflow_store import connect
+from pipeline.tracking.tracked_run import TrackedRun, open_run
 
 from .commands import new_folder, run
 from .servers import free_port, mlflow_server, mlflow_server_by_its_command, postgres, postgres_programs
@@ -46,7 +46,7 @@ from model import DDIM, NO_GUIDANCE, DDPMUNet, ModelSpec, VPLinear
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import register
-from pipeline.registration.tracking import open_run
+from pipeline.tracking.tracked_run import open_run
 
 uri, folder, key = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 network = DDPMUNet(base_channels=8, channel_multipliers=(1,), blocks_per_level=1, attention_sizes=())

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.registration.mlflow_store import check_answers, connect, redacted, reported, resolve_uri
+from pipeline.tracking.mlflow_store import check_answers, connect, redacted, reported, resolve_uri
 
 
 def test_the_store_is_the_configured_one_else_the_environments_else_a_file(
@@ -134,6 +134,11 @@ def test_a_database_whose_driver_is_not_installed_is_refused_without_its_passwor
     with pytest.raises(TrackingError, match="No module named") as refused:
         check_answers("oracle://ann:secret@127.0.0.1/mlflow")
     assert "secret" not in str(refused.value)
+
+
+def test_a_database_by_a_driver_that_is_not_installed_is_told_of_the_one_that_is() -> None:
+    with pytest.raises(TrackingError, match=r"psycopg is not installed; psycopg2, .* by postgresql\+psycopg2://"):
+        check_answers("postgresql://ann:secret@127.0.0.1/mlflow")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from pipeline.nights.nightly import Night, as_it_is
 from pipeline.registration.gate import Gate, Standing
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import Registered, add_scores, move_champion, moves, register, standing
-from pipeline.registration.tracking import TrackedRun
 from pipeline.registration.versions import rollback, show_history
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.terminal import Terminal
+from pipeline.tracking.tracked_run import TrackedRun
 
 SPEC = ModelSpec(
     image_size=8,

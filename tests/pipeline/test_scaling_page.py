@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.figures import duration, size
 from pipeline.planning.costs import Step, sent_bytes
 from pipeline.planning.plan import Plan, one_checkpoint, plan_for
 from pipeline.planning.volumes import gradient_bytes, network_of, sample_bytes
-from pipeline.terminal import duration, size
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "infra/SCALING.md"

@@ -14,8 +14,8 @@ from model import DDIM, NO_GUIDANCE, ModelSpec, generate
 from pipeline.errors import TrainingError
 from pipeline.files import read_arrays, read_json
 from pipeline.models.stored_model import assembled
-from pipeline.registration.mlflow_store import connect
 from pipeline.runfile.config import Config
+from pipeline.tracking.mlflow_store import connect
 from pipeline.training.averages import AVERAGES, along_the_way, kept
 
 from .commands import new_folder, run_here

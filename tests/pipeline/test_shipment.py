@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.clusters.shipment import LIMIT_BYTES, PACKAGES, CodeTree
+from pipeline.code_version import RECORD, CodeVersion, code_version
 from pipeline.errors import ConfigError
-from pipeline.registration.code_version import RECORD, CodeVersion, code_version
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from evaluation import quality_curves
 from model import DDIM
 from pipeline.clusters.cluster import connected
 from pipeline.errors import ConfigError
-from pipeline.registration.mlflow_store import connect
 from pipeline.runfile.config import ClusterConfig, Config
 from pipeline.runfile.configfile import load
 from pipeline.sweeps.combinations import combine
 from pipeline.sweeps.sweep_points import Point, Sweep
 from pipeline.sweeps.sweep_results import show, write
 from pipeline.terminal import Terminal
+from pipeline.tracking.mlflow_store import connect
 
 from .commands import FILE_NAME, kill_when, new_folder, run_here
 

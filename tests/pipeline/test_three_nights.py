@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.shard_index import ShardIndex
 from pipeline.files import exclusive
-from pipeline.registration.mlflow_store import connect
+from pipeline.tracking.mlflow_store import connect
 
 from .commands import kill_when, run, run_here
 from .nights import add_digits, aliases_of, images_of, new_nights, uri_of, verb

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.registration.tracking import TrackedRun, open_run
+from pipeline.tracking.tracked_run import TrackedRun, open_run
 
 
 def opened(uri: str, folder: Path, **params: str) -> TrackedRun:
@@ -119,7 +119,7 @@ def test_a_run_ends_with_its_status(uri: str, tmp_path: Path, status: Any) -> No
 def test_a_fresh_store_is_made_without_a_word(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from pipeline.registration.tracking import open_run
+from pipeline.tracking.tracked_run import open_run
 folder = Path({str(tmp_path)!r})
 open_run(f"sqlite:///{{folder}}/mlflow.db", "digits", "night", folder / "night", {{}}, {{}}).finish("FINISHED")
 """

@@ -15,12 +15,12 @@ from model import DDPMUNet, Denoising, ModelSpec, Simple, Unconditional, VPCosin
 from model.times import LossSecondMomentTimes
 from pipeline.data.prepare import Prepare
 from pipeline.errors import DataError
+from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.runfile.train_config import TrainConfig
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.training.checkpoint import weights_digest
 from pipeline.training.train_step import Batch, Recipe, TrainStep, part_count, share_of
 
 from .trainings import worker_of

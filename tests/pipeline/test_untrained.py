@@ -15,11 +15,12 @@ from pipeline.__main__ import main
 from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.training.checkpoint import WEIGHTS, weights_digest
+from pipeline.training.checkpoint import WEIGHTS
 from pipeline.training.train import Train
 from pipeline.training.trained_model import described
 

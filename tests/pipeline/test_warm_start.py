@@ -14,22 +14,23 @@ from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
+from pipeline.models.warm_start import START, read_start
+from pipeline.models.weights import weights_digest
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.register import CONFIG
 from pipeline.registration.registry import register
-from pipeline.registration.tracking import TrackedRun
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import dump, load
 from pipeline.stage import Run
 from pipeline.terminal import Terminal
-from pipeline.training.checkpoint import CHECKPOINTS, Snapshot, weights_digest
+from pipeline.tracking.tracked_run import TrackedRun
+from pipeline.training.checkpoint import CHECKPOINTS, Snapshot
 from pipeline.training.guide import Guide
 from pipeline.training.guide import recipe_of as guide_recipe_of
 from pipeline.training.train import Train
 from pipeline.training.train_loop import Worker
 from pipeline.training.trained_model import described
-from pipeline.training.warm_start import START, read_start
 
 from .trainings import worker_of
 

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[1]
 """The folder that this code's packages lie in."""
 RECORD = "code_version.json"
 """Beside the packages where they were sent to a cluster, without their repository: what was known of it."""

@@ -12,13 +12,13 @@ from evaluation import Protocol, differences
 
 from ..errors import ConfigError, PipelineError
 from ..files import read_json
-from ..registration.mlflow_store import check_answers, connect, default_store, reported
-from ..registration.model_uri import ModelURI
-from ..registration.registry import PRIMARY_TAG, scores_of
+from ..scoring.evaluate import PROTOCOL
+from ..scoring.model_scores import ModelScores
 from ..summary import SUMMARY
 from ..terminal import Terminal
-from .evaluate import PROTOCOL
-from .model_scores import ModelScores
+from ..tracking.mlflow_store import check_answers, connect, default_store, reported
+from ..tracking.model_uri import ModelURI
+from .registry import PRIMARY_TAG, scores_of
 
 _SCORES = TypeAdapter(dict[str, float | None])
 _DISTINCT = 2.0

@@ -43,7 +43,10 @@ _CURES = {
     "timed out": "no answer for {seconds} s (tracking.timeout_s); is the address right, and the server running?",
     "Connection refused": "connection refused; start the server, or correct tracking.uri",
     "NameResolutionError": "no such host name; correct tracking.uri",
-    "Could not parse SQLAlchemy URL": "not an address; expected http://HOST:PORT, sqlite:///FILE or postgresql://...",
+    "Could not parse SQLAlchemy URL": "not an address; expected http://HOST:PORT, sqlite:///FILE or "
+    "postgresql+psycopg2://...",
+    "No module named 'psycopg'": "the driver psycopg is not installed; psycopg2, which the extra `server` brings, is "
+    "asked for by postgresql+psycopg2://...",
     "file is not a database": "the file is not an SQLite database; move it away, or correct tracking.uri",
 }
 """What a message of the libraries contains -> what to say in its place."""

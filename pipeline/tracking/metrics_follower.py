@@ -26,7 +26,7 @@ from PIL import Image
 from ..errors import TrackingError
 from ..training.checkpoint import images_of
 from .mlflow_store import redacted, reported
-from .tracking import TrackedRun
+from .tracked_run import TrackedRun
 
 _FOLLOWED_TAG = "pipeline.followed_images"
 _POLL_S = 1.0

@@ -18,9 +18,9 @@ from model import ModelSpec, Record
 
 from ..errors import ConfigError, PipelineError, TrainingError
 from ..files import write_bytes
-from ..models.stored_model import Description, check_weights, described_in, read_weights, weights_of
 from ..runfile.config import Config
-from .checkpoint import weights_digest
+from .stored_model import Description, described_in, weights_of
+from .weights import check_weights, read_weights, weights_digest
 
 START = "start.safetensors"
 
