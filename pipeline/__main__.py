@@ -16,9 +16,9 @@ from evaluation import EvaluationError
 from .errors import ConfigError, PipelineError, disk_errors
 from .job_commands import add_job_commands
 from .model_commands import add_model_commands
+from .redaction import redacted
 from .runfile.config import Config
 from .runfile.configfile import load
-from .tracking.mlflow_store import redacted
 
 _STAGES = {  # as in flow.FLOW, which takes seconds to import: `check` and `keys` should not wait for Ray
     "prepare": "pack the images as shards",
@@ -203,14 +203,14 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     config = _config(options)
-    from .runfile.outline import print_outline
+    from .planning.outline import print_outline
 
     print_outline(config, console_for(sys.stdout))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     config = _config(options)
-    from .clusters.doctor import run_doctor
+    from .doctor.doctor import run_doctor
 
     return run_doctor(config, options.all, Terminal())
 

@@ -1,4 +1,4 @@
-"""How figures are written for people, on the terminal as in pages and pictures."""
+"""How figures are written for people, on the terminal and in pages."""
 
 _PREFIXES = "", "k", "M", "G", "T", "P"
 

@@ -9,21 +9,22 @@ from .data.prepare import Prepare, check_prepared
 from .errors import TrackingError
 from .features.reference import Reference
 from .files import exclusive, write_text
-from .registration.register import CONFIG, Register
+from .redaction import redacted
+from .registration.register import Register
 from .runfile.config import Config
 from .runfile.configfile import dump, flatten
 from .sampling.sample import Sample
 from .sampling.sample_shards import SampleShards
 from .scoring.evaluate import Evaluate
 from .scoring.score_curve import ScoreCurve
-from .stage import Run, Stage, advance
+from .stage import CONFIG, Run, Stage, advance
 from .summary import close
 from .terminal import StageReport, Terminal
-from .tracking.metrics_follower import MetricsFollower
-from .tracking.mlflow_store import check_answers, redacted
+from .tracking.mlflow_store import check_answers
 from .tracking.tracked_run import TrackedRun, open_run
 from .training.curve import CURVE
 from .training.guide import Guide
+from .training.metrics_follower import MetricsFollower
 from .training.preview import PREVIEWS
 from .training.train import Train
 from .training.trained_model import ModelFolders

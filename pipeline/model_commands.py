@@ -99,9 +99,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from .registration.compare import run_compare
-    from .tracking.mlflow_store import ANSWER_S, resolve_uri
+    from .tracking.mlflow_store import resolve_uri
 
-    run_compare(options.first, options.second, resolve_uri(options.tracking_uri), ANSWER_S, Terminal())
+    run_compare(options.first, options.second, resolve_uri(options.tracking_uri), Terminal())
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ from .terminal import StageReport, Terminal
 from .tracking.mlflow_store import resolve_uri
 from .tracking.tracked_run import TrackedRun
 
+CONFIG = "config.yaml"
+"""In a run's folder: its configuration, whole."""
 Facts = dict[str, Any]
 """What a stage found out, as JSON."""
 

@@ -116,6 +116,11 @@ def test_a_room_of_the_pipeline_knows_none_that_comes_after_it(room: str) -> Non
     assert room == FLOW[0] or any(rooms_used(path) for path in sources(f"pipeline/{room}"))
 
 
+@pytest.mark.parametrize("source", sources("pipeline/tracking"), ids=lambda path: path.name)
+def test_how_mlflow_is_spoken_to_knows_none_of_the_rooms_that_speak(source: Path) -> None:
+    assert not rooms_used(source) & {*FLOW, "stage", "flow", "runfile", "clusters"}
+
+
 def test_forbidden_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     source = tmp_path / "sample.py"
     source.write_text("import a.b\nfrom c.d import e\nfrom . import f\ndef g():\n    import h as i\n    print(1)\n")

@@ -1,1 +1,1 @@
-"""Ray clusters: joined, filled with actors, examined, and given jobs."""
+"""Ray clusters: joined, filled with actors, and given jobs."""

@@ -8,6 +8,7 @@ from typing import Any
 from ..data.remote import is_remote
 from ..errors import ConfigError
 from ..runfile.config import Config
+from ..tracking.model_uri import names_registered
 
 _EACH_NODES_OWN = "data.shard_cache.folder"
 _AS_TEXT = ("output", "data.source.urls", "train.warm_start", "evaluate.extractor.weights")
@@ -19,7 +20,7 @@ def named_paths(config: Config) -> Iterator[tuple[str, str]]:
     for key, value in _values(config.model_dump(by_alias=True)):
         text = str(value).removeprefix("file://")
         named = isinstance(value, Path) or (key in _AS_TEXT and isinstance(value, str))
-        if named and key != _EACH_NODES_OWN and not is_remote(text) and not text.startswith("models:/"):
+        if named and key != _EACH_NODES_OWN and not is_remote(text) and not names_registered(text):
             yield key, text
 
 

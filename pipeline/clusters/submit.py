@@ -17,11 +17,11 @@ from ray.job_submission import JobDetails, JobStatus
 from ..data.sources import can_grow
 from ..errors import ClusterError, ConfigError
 from ..files import digest
+from ..redaction import redacted
 from ..runfile.config import Config
 from ..runfile.configfile import dump
 from ..runfile.keyroles import identity
 from ..terminal import Terminal
-from ..tracking.mlflow_store import redacted
 from .jobs import Jobs, connect, exit_code
 from .shared_paths import check_paths, tracking_uri
 from .shipment import CodeTree

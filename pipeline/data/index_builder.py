@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import sha256_of
+from ..redaction import without_secrets
 from ..runfile.data_config import DataConfig
 from .image_files import Pixels, in_order
-from .remote import is_remote, without_secrets
+from .remote import is_remote
 from .shard_images import decode
 from .shard_index import SPLITS, ShardEntry, ShardIndex
 from .shard_table import BLOCK_BYTES, ShardTable

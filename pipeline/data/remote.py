@@ -8,6 +8,7 @@ from typing import Any
 import fsspec
 
 from ..errors import DataError
+from ..redaction import without_secrets
 
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
@@ -17,13 +18,6 @@ _HOPELESS = (FileNotFoundError, PermissionError, ImportError, ValueError)  # not
 def is_remote(location: str) -> bool:
     """Whether this is a URL and not a path."""
     return "://" in location and not location.startswith("file://")
-
-
-def without_secrets(url: str) -> str:
-    """The URL without user, password and query, where signatures and tokens are."""
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def shown(location: str) -> str:

@@ -22,7 +22,8 @@ from model import Record
 
 from ..errors import DataError
 from ..files import sha256_of
-from .remote import fetch, without_secrets
+from ..redaction import without_secrets
+from .remote import fetch
 
 _POLL_S = 0.1
 

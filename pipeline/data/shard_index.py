@@ -20,7 +20,8 @@ from model import Record
 
 from ..errors import DataError
 from ..files import sha256_of, write_bytes, write_text
-from .remote import is_remote, size_of, without_secrets
+from ..redaction import without_secrets
+from .remote import is_remote, size_of
 from .shard_table import ShardTable
 
 Split = Literal["train", "heldout"]

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..files import read_json, write_json
+from ..redaction import without_secrets
 from ..runfile.data_config import DataConfig
 from .existing_tars import OnProgress, index_existing, saved, ticks
 from .image_files import in_order
 from .index_builder import IndexBuilder, joined, split_of, with_split
-from .remote import without_secrets
 from .shard_images import ShardFormat, encode
 from .shard_index import MANIFEST, SPLITS, ShardIndex
 from .source_images import SourceImages

@@ -1,1 +1,1 @@
-"""Models: from disk or the registry into memory, drawn from, exchanged with diffusers."""
+"""Models: from disk or the registry into memory, drawn from, trained on from, exchanged with diffusers."""

@@ -32,10 +32,11 @@ from model import (
 
 from ..errors import ConfigError
 from ..files import read_json
+from ..runfile.config import Config
 from ..runfile.configfile import load
 from ..runfile.yamltext import read_yaml
 from ..tracking.mlflow_store import ANSWER_S, check_answers, connect, default_store, reported, resolve_uri
-from ..tracking.model_uri import ModelURI
+from ..tracking.model_uri import ModelURI, names_registered, version_uri
 from .weights import check_weights, read_weights
 
 DESCRIPTION = "model.json"
@@ -118,7 +119,7 @@ def load_stored(name: str, overrides: Sequence[str], tracking_uri: str | None, d
             classifier = _placed(files.description, files.classifier, described.classifier, "classifier")
         execution = Execution(precision=described.precision)
         model = assembled(described.spec, described.guidance, weights, classifier, where, execution)
-    shown = name if name.startswith("models:") else Path(name).resolve().name
+    shown = name if names_registered(name) else Path(name).resolve().name
     asked = any(override.startswith("sampler") for override in overrides)
     return StoredModel(shown, model, described.sampler, described.guidance, described.inpaint, where, asked)
 
@@ -133,6 +134,19 @@ def described_in(file: Path, overrides: Sequence[str] = ()) -> Description:
     return load(file, [*implied, *overrides], Description)
 
 
+def description_of(config: Config) -> dict[str, Any]:
+    """All of a model but its weights, and how images are drawn from it, as JSON."""
+    description = Description(
+        format=FORMAT,
+        spec=config.spec,
+        sampler=config.sample.sampler,
+        guidance=config.sample.guidance,
+        precision=config.sample.precision,
+        labels_withheld=config.labels_withheld,
+    )
+    return description.model_dump(mode="json", exclude={"inpaint", "weights", "classifier"})
+
+
 @contextmanager
 def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple[str, Path, Path | None]]:
     """The weights that a model's images are drawn from, without the model: yields its name, their file, and that of its
@@ -141,7 +155,7 @@ def weights_of(name: str, tracking_uri: str, timeout_s: float) -> Iterator[tuple
     name: what `load_stored` takes, or a .safetensors file; in place of an alias the version that it means now is
     yielded. timeout_s: longest wait for MLflow's first answer. ConfigError and TrackingError as by `load_stored`.
     """
-    if not name.startswith("models:") and name.endswith(".safetensors"):
+    if not names_registered(name) and name.endswith(".safetensors"):
         file = Path(name).expanduser().absolute()
         if not file.is_file():
             raise ConfigError(f"{name}: no such file; give one of weights, the folder of a trained run, or models:/...")
@@ -188,7 +202,7 @@ def _refuse_closed(overrides: Sequence[str]) -> None:
 @contextmanager
 def _files_of(name: str, tracking_uri: str | None, key: str, timeout_s: float) -> Iterator[_Files]:
     """key: the option or key by which a person gives MLflow's address; timeout_s: longest wait for its answer."""
-    if name.startswith("models:"):
+    if names_registered(name):
         with TemporaryDirectory() as folder:
             yield _downloaded(name, resolve_uri(tracking_uri), key, timeout_s, Path(folder))
         return
@@ -217,7 +231,7 @@ def _downloaded(name: str, uri: str, key: str, timeout_s: float, folder: Path) -
         version = wanted.version(connect(uri))
         with default_store(uri):
             download_artifacts(artifact_uri=version.source, dst_path=str(folder))
-    return _files_in(folder, f"models:/{version.name}/{version.version}")
+    return _files_in(folder, version_uri(version.name, version.version))
 
 
 def _files_in(folder: Path, name: str) -> _Files:

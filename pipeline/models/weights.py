@@ -19,10 +19,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{file}: not a whole safetensors file ({error}); restore it, or train again") from None
 
 
-def check_weights(weights: Mapping[str, Tensor], network: nn.Module, name: str, whose: str) -> None:
+def check_weights(weights: Mapping[str, Tensor], network: nn.Module, source: str, whose: str) -> None:
     """ConfigError, with the first name that differs, unless the weights are those of such a network.
 
-    name: where the weights are from. whose: what the error says after `the network`.
+    source: where the weights are from. whose: what the error says after `the network`.
     """
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -30,7 +30,7 @@ def check_weights(weights: Mapping[str, Tensor], network: nn.Module, name: str, 
         if found.get(each) != expected.get(each):
             shapes = [list(side[each]) if each in side else "none" for side in (found, expected)]
             raise ConfigError(
-                f"{name}: {each} is {shapes[0]}, where the network {whose} has {shapes[1]}; these are the weights of "
+                f"{source}: {each} is {shapes[0]}, where the network {whose} has {shapes[1]}; these are the weights of "
                 "another model"
             )
 

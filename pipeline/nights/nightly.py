@@ -24,13 +24,15 @@ from ..figures import count
 from ..files import digest, exclusive, read_json, write_json
 from ..flow import run_flow
 from ..models.stored_model import Description, described_in, weights_of
+from ..redaction import redacted
 from ..registration.gate import Standing
 from ..registration.registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing
 from ..runfile.config import Config
 from ..runfile.keyroles import identity
 from ..stage import Run
 from ..terminal import Terminal
-from ..tracking.mlflow_store import check_answers, connect, redacted, reported
+from ..tracking.mlflow_store import check_answers, connect, reported
+from ..tracking.model_uri import version_uri
 from .night_plot import draw_nights
 
 NIGHT_TAG = "night"
@@ -151,7 +153,7 @@ class Night:
         compared = {"reference": str(beginning.reference)} if beginning.reference else {}
         start = {}
         if beginning.champion is not None and self.config.nightly.start == "champion":
-            start = {"warm_start": f"models:/{self.model_name}/{beginning.champion}"}
+            start = {"warm_start": version_uri(self.model_name, beginning.champion)}
         return changed(self.config, data=data, train=start, evaluate=compared)
 
     def close(self, ended: Run) -> Outcome:
@@ -219,7 +221,7 @@ def as_it_is(config: Config, model_name: str, version: int, uri: str) -> Config:
 
     ConfigError where the version is of another format, or cannot be drawn from in this way.
     """
-    name = f"models:/{model_name}/{version}"
+    name = version_uri(model_name, version)
     with weights_of(name, uri, config.tracking.timeout_s) as (_, _, description):
         assert description is not None  # a version has one
         there = described_in(description)

@@ -1,1 +1,1 @@
-"""Versions of models: what one holds, which is better, promoted, served, pruned."""
+"""Versions of models: what one holds, which is better, compared, promoted, served, pruned."""

@@ -17,7 +17,7 @@ from ..scoring.model_scores import ModelScores
 from ..summary import SUMMARY
 from ..terminal import Terminal
 from ..tracking.mlflow_store import check_answers, connect, default_store, reported
-from ..tracking.model_uri import ModelURI
+from ..tracking.model_uri import ModelURI, names_registered
 from .registry import PRIMARY_TAG, scores_of
 
 _SCORES = TypeAdapter(dict[str, float | None])
@@ -33,9 +33,9 @@ class Scored(ModelScores):
     protocol: Protocol
 
 
-def run_compare(first: str, second: str, tracking_uri: str, timeout_s: float, terminal: Terminal) -> None:
+def run_compare(first: str, second: str, tracking_uri: str, terminal: Terminal) -> None:
     """Prints both. PipelineError, with every reason, where the two were not scored in the same way."""
-    one, other = (scored(name, tracking_uri, timeout_s) for name in (first, second))
+    one, other = (scored(name, tracking_uri) for name in (first, second))
     reasons = differences(one.protocol, other.protocol)
     if reasons:
         raise PipelineError(
@@ -66,10 +66,10 @@ def verdict(one: Scored, other: Scored) -> str:
     return f"{better.name} is better: {name} lower by {abs(difference):.3g}, {ratio:.1f} combined standard errors"
 
 
-def scored(name: str, tracking_uri: str, timeout_s: float) -> Scored:
+def scored(name: str, tracking_uri: str) -> Scored:
     """Of a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION. ConfigError where there are no scores."""
-    if name.startswith("models:/"):
-        return _registered(name, tracking_uri, timeout_s)
+    if names_registered(name):
+        return _registered(name, tracking_uri)
     path = Path(name) / SUMMARY
     try:
         summary = read_json(path)
@@ -80,9 +80,9 @@ def scored(name: str, tracking_uri: str, timeout_s: float) -> Scored:
         ) from None
 
 
-def _registered(name: str, uri: str, timeout_s: float) -> Scored:
+def _registered(name: str, uri: str) -> Scored:
     wanted = ModelURI.parsed(name)
-    check_answers(uri, timeout_s)
+    check_answers(uri)
     with reported(f"look up {name}", uri), TemporaryDirectory() as folder:
         client = connect(uri)
         version = wanted.version(client)

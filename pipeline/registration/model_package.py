@@ -14,8 +14,8 @@ import model
 
 from ..code_version import code_version, environment
 from ..figures import score_words
+from ..redaction import redacted
 from ..runfile.configfile import flatten
-from ..tracking.mlflow_store import redacted
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..figures import size
 from ..files import exclusive, read_json
+from ..stage import CONFIG
 from ..summary import SUMMARY
 from ..terminal import Terminal
 from ..tracking.mlflow_store import connect, reported
-from .register import CONFIG
 from .registry import aliases_of, logged_model_of
 
 
@@ -50,7 +51,7 @@ def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: 
         aliased = set(aliases_of(client, name).values())
         old = [number for number in numbers[:-keep] if number not in aliased]
         folders = list(_unneeded(output, name, set(old)))
-        size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+        bytes_there = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
         if really:
             for number in old:  # first: what the registry no longer names nobody misses
                 logged_model = logged_model_of(client.get_model_version(name, str(number)))
@@ -64,7 +65,7 @@ def prune(name: str, keep: int, output: Path, uri: str, really: bool, terminal: 
     terminal.facts(
         {
             f"versions {did}": f"{versions} ({len(old)} of {len(numbers)})",
-            f"folders {did}": f"{len(folders)}, {size / 1e6:,.1f} MB below {output}",
+            f"folders {did}": f"{len(folders)}, {size(bytes_there)} below {output}",
             **({} if really else {"nothing was removed": "give --really"}),
         }
     )

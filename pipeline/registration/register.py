@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from ..files import digest, read_json, write_json
-from ..models.stored_model import DESCRIPTION
+from ..models.stored_model import DESCRIPTION, description_of
 from ..scoring.evaluate import PROTOCOL
+from ..scoring.measured import measured
 from ..scoring.report import write_report
 from ..scoring.run_pictures import draw_pictures
-from ..stage import Facts, Run, Stage
-from ..summary import measured
+from ..stage import CONFIG, Facts, Run, Stage
 from ..training.checkpoint import WEIGHTS
-from ..training.trained_model import ModelFolders, described
+from ..training.trained_model import ModelFolders
 from .model_package import ModelPackage
 from .registry import register
 
-CONFIG = "config.yaml"
 _SPEEDS = {"train_images_per_s": "train", "sample_images_per_s": "sample"}
 
 
@@ -71,7 +70,7 @@ class Register(Stage):
 
     def _package(self, run: Run, folder: Path) -> ModelPackage:
         train, evaluate, guide = run.results["train"], run.results["evaluate"], run.results.get("guide")
-        write_json(folder / DESCRIPTION, described(run.config))
+        write_json(folder / DESCRIPTION, description_of(run.config))
         return ModelPackage(
             run_key=digest(self.identity(run)),
             weights=ModelFolders.of(run).weights,

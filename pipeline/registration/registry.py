@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..tracking.mlflow_store import default_store, reported
+from ..tracking.model_uri import version_uri
 from ..tracking.tracked_run import TrackedRun
 from .gate import Gate, Standing, judge
 from .model_package import ModelPackage, card, write_model
@@ -53,7 +54,7 @@ class Registered:
     @property
     def uri(self) -> str:
         """What `mlflow.pyfunc.load_model` takes."""
-        return f"models:/{self.name}/{self.version}"
+        return version_uri(self.name, self.version)
 
 
 def register(run: TrackedRun, package: ModelPackage, model_name: str, gate: Gate) -> Registered:
@@ -233,7 +234,7 @@ def _name_on_logged_model(client: "MlflowClient", version: "ModelVersion") -> No
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
     named = json.dumps([{"name": version.name, "version": version.version}])
-    client.set_logged_model_tags(str(version.source).removeprefix("models:/"), {MLFLOW_MODEL_VERSIONS: named})
+    client.set_logged_model_tags(logged_model_of(version), {MLFLOW_MODEL_VERSIONS: named})
 
 
 def _logged_model(run: TrackedRun, package: ModelPackage, name: str) -> str:

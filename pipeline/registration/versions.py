@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from ..terminal import Terminal
 from ..tracking.mlflow_store import connect, reported
-from ..tracking.model_uri import ModelURI
+from ..tracking.model_uri import ModelURI, version_uri
 from .gate import Standing
 from .registry import (
     CHAMPION,
@@ -52,7 +52,7 @@ def promote(model: str, because: str, uri: str, terminal: Terminal) -> None:
             raise ConfigError(f"{model}: no such alias; there are {', '.join(sorted(aliases)) or 'none'}")
         version = int(wanted.version(client).version)  # refuses what is not there
         move_champion(client, wanted.model, version, because)
-    terminal.facts({"champion": f"models:/{wanted.model}/{version}"})
+    terminal.facts({"champion": version_uri(wanted.model, version)})
 
 
 def rollback(name: str, because: str, uri: str, terminal: Terminal) -> None:
@@ -64,7 +64,7 @@ def rollback(name: str, because: str, uri: str, terminal: Terminal) -> None:
             raise ConfigError(f"{name}: no version was champion before this one; promote a version by its number")
         version, gone = aliases[PREVIOUS], aliases.get(CHAMPION)
         move_champion(client, name, version, f"rolled back: {because}")
-    terminal.facts({"champion": f"models:/{name}/{version}", "rolled back": f"version {gone}"})
+    terminal.facts({"champion": version_uri(name, version), "rolled back": f"version {gone}"})
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ..clusters.fan_out import images_on_actors
 from ..features.reference import extraction_of
+from ..figures import rate
 from ..models.weights import weights_digest
 from ..runfile.keyroles import identity
 from ..stage import Facts, Result, Run, Stage
@@ -59,7 +60,7 @@ class Sample(Stage):
                 began = time.perf_counter()
 
     def figure(self, facts: Facts) -> str:
-        speed = "" if facts["images_per_s"] is None else f", {facts['images_per_s']:,.0f} images/s"
+        speed = "" if facts["images_per_s"] is None else f", {rate(facts['images_per_s'], 'images')}"
         return f"{facts['images']:,} images of {facts['network_evaluations']:,.4g} network evaluations{speed}"
 
 

@@ -1,1 +1,1 @@
-"""Scores: of samples against real images, of models against models, and what a person looks at."""
+"""Scores: of samples against real images, how likely real images are, and what a person looks at."""

@@ -140,7 +140,7 @@ def draw_likelihoods(measured: Path, folder: Path) -> Iterator[Path]:
         rate_distortion_curve(rate, distortion, folder / "rate_distortion.png")
 
 
-def in_words(scores: Mapping[str, float | None], likelihoods: Sequence[Likelihood]) -> dict[str, str]:
+def likelihoods_in_words(scores: Mapping[str, float | None], likelihoods: Sequence[Likelihood]) -> dict[str, str]:
     """A line for each likelihood: its name, and such as `3.142 ± 0.012 of 360 heldout images; 4 probes, ...`."""
     return dict(_line(scores, likelihood) for likelihood in likelihoods)
 

@@ -10,8 +10,9 @@ from ..figures import count, duration, rate
 from ..files import read_json, write_text
 from ..runfile.configfile import flatten
 from ..stage import Run
-from ..summary import REPORT, measured
+from ..summary import REPORT
 from .evaluate import PROTOCOL
+from .measured import measured
 from .model_scores import ModelScores
 
 

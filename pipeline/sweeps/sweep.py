@@ -11,13 +11,12 @@ from ..data.prepare import check_prepared
 from ..figures import duration, score_words
 from ..files import exclusive, write_text
 from ..flow import FLOW, recall, started, tracked
-from ..registration.register import CONFIG
+from ..redaction import redacted
 from ..runfile.configfile import dump
 from ..sampling.sample import Sample
 from ..scoring.evaluate import Evaluate
-from ..stage import Run, Stage, advance
+from ..stage import CONFIG, Run, Stage, advance
 from ..terminal import Terminal
-from ..tracking.mlflow_store import redacted
 from .combinations import Combination
 from .sweep_points import Point, Sweep
 from .sweep_results import log, show, write

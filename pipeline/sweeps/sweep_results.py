@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..figures import rate, score_words
 from ..files import write_text
-from ..registration.register import CONFIG
-from ..tracking.mlflow_store import redacted
+from ..stage import CONFIG
+from ..tracking.mlflow_store import how_to_look
 from ..tracking.tracked_run import TrackedRun
 from .sweep_points import SIGMA_REL, Point, Sweep
 
@@ -109,7 +109,7 @@ def show(sweep: Sweep, points: Sequence[Point], files: Sequence[Path]) -> None:
     for name in names:
         facts |= _best([point for point in points if point.name == name], sweep)
     facts |= {path.name: str(path) for path in files}
-    facts["look at it"] = f"make ui, or mlflow ui --backend-store-uri {redacted(sweep.runs[0].tracking_uri)}"
+    facts["look at it"] = how_to_look(sweep.runs[0].tracking_uri)
     sweep.terminal.facts(facts)
 
 

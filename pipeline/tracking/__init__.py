@@ -1,1 +1,1 @@
-"""MLflow's store: whether it answers, one run with its curves and pictures, and how models are called there."""
+"""MLflow: whether its store answers, a run there, and what models are called."""

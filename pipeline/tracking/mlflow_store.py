@@ -13,6 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from ..errors import TrackingError
+from ..redaction import redacted
 from ..terminal import quiet_libraries
 
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ _CURES = {
     "file is not a database": "the file is not an SQLite database; move it away, or correct tracking.uri",
 }
 """What a message of the libraries contains -> what to say in its place."""
-
-_SECRETS = r"[\w-]*(?:password|token|secret|signature)|passwd|pwd|sig"
-"""Names of query parameters."""
 
 
 def resolve_uri(configured: str | None, output: Path = Path("outputs")) -> str:
@@ -96,11 +94,9 @@ def artifact_location(uri: str, folder: Path) -> str | None:
     return ((file or folder.absolute()).parent / "mlartifacts").as_uri()
 
 
-def redacted(text: str) -> str:
-    """`text` without the user name and password of any address in it, nor the secrets of its query."""
-    text = re.sub(r"""://[^\s"']*@""", "://***@", text)
-    text = re.sub(r""":/[^\s"'/:@]+:[^\s"'@]+@""", ":/***@", text)  # of one that was taken for a file's name
-    return re.sub(rf"""(?i)\b((?:{_SECRETS})=)[^&\s"']+""", r"\1***", text)
+def how_to_look(uri: str) -> str:
+    """What a person types to see the store's pages."""
+    return f"make ui, or mlflow ui --backend-store-uri {redacted(uri)}"
 
 
 def connect(uri: str) -> "MlflowClient":

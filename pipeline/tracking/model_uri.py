@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 _FORM = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 
+def version_uri(model: str, version: int | str) -> str:
+    """models:/NAME/VERSION."""
+    return f"models:/{model}/{version}"
+
+
+def names_registered(name: str) -> bool:
+    """Whether this is, or is meant to be, the name of a registered model's version, and not a path."""
+    return name.startswith("models:")
+
+
 class ModelURI(NamedTuple):
     """The parts of such a name: an alias, or else the number of a version."""
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..files import lock_of, read_json, write_json
-from .mlflow_store import artifact_location, connect, redacted, reported
+from ..redaction import redacted
+from .mlflow_store import artifact_location, connect, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

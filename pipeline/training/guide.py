@@ -9,6 +9,7 @@ from typing import Any
 from model import ClassifierGuidance, Classifying, ClassLabels, ExponentialEMA, NoisyClassifier
 
 from ..data.stream import order_identity
+from ..figures import rate
 from ..runfile.config import Config
 from ..runfile.keyroles import identity
 from ..runfile.train_config import TrainConfig
@@ -41,13 +42,13 @@ class Guide(Stage):
         }
 
     def compute(self, run: Run, folder: Path) -> Facts:
-        return train_network(run, folder, recipe_of(run.config), self.identity(run))
+        return train_network(run, folder, guide_recipe_of(run.config), self.identity(run))
 
     def figure(self, facts: Facts) -> str:
-        return f"cross-entropy {facts['loss']:.4f} of noisy images, {facts['images_per_s']:,.0f} images/s"
+        return f"cross-entropy {facts['loss']:.4f} of noisy images, {rate(facts['images_per_s'], 'images')}"
 
 
-def recipe_of(config: Config) -> Recipe:
+def guide_recipe_of(config: Config) -> Recipe:
     """The classifier's training; resources and precision are those of the model's."""
     classifier = _classifier(config)
     train = TrainConfig(

@@ -10,8 +10,8 @@ import torch
 
 from model import Precision
 
-from ..figures import count, flop_rate, flops, rate
-from .speed import in_words
+from ..figures import count, flop_rate, flops, rate, size
+from .speed import speed_in_words
 
 _SHOWN = 12  # operators
 _KINDS = {
@@ -135,18 +135,18 @@ def _speed(profile: Profile) -> str:
 def page(profile: Profile) -> str:
     """Markdown."""
     facts = {
-        "device": device_name(profile.device, profile.threads),
+        "device": device_words(profile.device, profile.threads),
         "arithmetic": f"{profile.precision}, {'' if profile.compiled else 'not '}compiled",
         "network": f"{count(profile.parameters, 'parameters')}; {flops(sum(profile.flops.values()))} to learn from one "
         "image, forward and backward",
         "step": f"{1000 * profile.step_s:.3g} ms for {count(profile.images, 'images')} of each "
         f"{profile.batch_size:,}; {1000 * profile.profiled_step_s:.3g} ms under the profiler",
         "speed": rate(profile.figures["images_per_s"], "images"),
-        "time and arithmetic": in_words(profile.figures),
+        "time and arithmetic": speed_in_words(profile.figures),
         "matmul rate": flop_rate(profile.matmul_flop_per_s),
         "host waits for a GPU": f"{profile.waits:.3g} times in a step",
         "host reads a number of a tensor": f"{profile.reads:.3g} times in a step",
-        "most memory": f"{profile.memory_bytes / 1e6:,.0f} MB",
+        "most memory": size(profile.memory_bytes),
     }
     total_s = profile.operators_s
     kinds = [
@@ -189,7 +189,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def device_name(device: torch.device, threads: int) -> str:
+def device_words(device: torch.device, threads: int) -> str:
     """`NVIDIA H100 80GB HBM3`, or `AMD EPYC, AVX2, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -206,7 +206,7 @@ def time_spent(points: list[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(point[name] * point["seconds"] for point in points) / seconds for name in names if points}
 
 
-def in_words(figures: Mapping[str, float]) -> str:
+def speed_in_words(figures: Mapping[str, float]) -> str:
     """`91 % compute, 6 % communication, 0 % data, 3 % other; 41.2 GFLOP/s, 32 % of the matmul rate`."""
     return f"{shares_in_words(figures)}; {rate_in_words(figures)}"
 

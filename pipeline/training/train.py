@@ -20,7 +20,7 @@ from model import Denoising
 from ..clusters.cluster import Cluster
 from ..data.stream import StreamPlan, order_identity
 from ..errors import PipelineError, TrainingError
-from ..figures import flop_rate
+from ..figures import flop_rate, rate
 from ..files import read_json, write_bytes, write_text
 from ..models.warm_start import WarmStart
 from ..models.weights import weights_digest
@@ -32,7 +32,7 @@ from .checkpoint import AVERAGE, MANIFEST, SPEC, WEIGHTS, newest_checkpoint
 from .curve import read_curve, recorded, restore_curve
 from .curve_buffer import Point
 from .preview import Preview
-from .speed import in_words, steady, steady_images_per_s, time_spent
+from .speed import speed_in_words, steady, steady_images_per_s, time_spent
 from .start_limit import StartLimit
 from .train_loop import TrainJob, train_loop
 from .train_step import Recipe
@@ -73,7 +73,7 @@ class Train(Stage):
     def figure(self, facts: Facts) -> str:
         if not facts["images"]:
             return "no training; the model of train.warm_start as it is"
-        return f"loss {facts['loss']:.4f}, {facts['images_per_s']:,.0f} images/s"
+        return f"loss {facts['loss']:.4f}, {rate(facts['images_per_s'], 'images')}"
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -103,7 +103,7 @@ def train_network(
     _check_finite(folder)
     facts = _keep_weights(folder, final_images)
     if "flop_per_s" in facts:
-        run.terminal.line(in_words(facts))
+        run.terminal.line(speed_in_words(facts))
     return facts
 
 

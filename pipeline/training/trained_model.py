@@ -3,31 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from model import EAGER, EMASnapshot, Execution, Guidance, ModelSpec, TrainedModel
 
 from ..files import digest, write_json
-from ..models.stored_model import DESCRIPTION, FORMAT, Description, assembled
+from ..models.stored_model import DESCRIPTION, assembled, description_of
 from ..runfile.config import Config
 from ..stage import Run
 from .averages import AVERAGES, PostHocAverage
 from .checkpoint import SPEC, WEIGHTS
-
-
-def described(config: Config) -> dict[str, Any]:
-    """All of a model but its weights, and how images are drawn from it, as JSON."""
-    description = Description(
-        format=FORMAT,
-        spec=config.spec,
-        sampler=config.sample.sampler,
-        guidance=config.sample.guidance,
-        precision=config.sample.precision,
-        labels_withheld=config.labels_withheld,
-    )
-    return description.model_dump(mode="json", exclude={"inpaint", "weights", "classifier"})
 
 
 def posthoc_average(run: Run) -> PostHocAverage | None:
@@ -71,7 +57,7 @@ class ModelFolders:
         """`model.json` in a run's folder, with the places of the weights relative to it."""
         weights = {"weights": self.weights, "classifier": self.guide and self.guide / WEIGHTS}
         places = {name: file and os.path.relpath(file, folder) for name, file in weights.items()}
-        write_json(folder / DESCRIPTION, described(config) | places)
+        write_json(folder / DESCRIPTION, description_of(config) | places)
 
     def load(self, guidance: Guidance, device: torch.device, execution: Execution = EAGER) -> TrainedModel:
         """The model with all that this guidance needs."""

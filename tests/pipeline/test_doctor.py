@@ -22,13 +22,13 @@ import torch
 from ray.cluster_utils import Cluster as Nodes
 from safetensors.torch import save_file
 
-from pipeline.clusters import doctor_checks, doctor_nodes
-from pipeline.clusters.examination import Examination, Finding
 from pipeline.data.existing_tars import Tars, index_tars
 from pipeline.data.prepare import Prepare
 from pipeline.data.shard_cache import ShardCacheConfig
 from pipeline.data.shards import pack
 from pipeline.data.sources import Digits
+from pipeline.doctor import checks, on_nodes
+from pipeline.doctor.examination import Examination, Finding
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
 from pipeline.runfile.data_config import DataConfig
@@ -179,7 +179,7 @@ def test_a_cluster_in_good_health_passes(folder: Path, mlflow: int) -> None:
     code, rows, said = doctor(folder, f"tracking.uri=http://127.0.0.1:{mlflow}")
     assert {verdict for verdict, _ in rows.values()} == {"pass"}, said
     assert code == 0
-    assert len(rows) == len(doctor_checks.CHECKS)
+    assert len(rows) == len(checks.CHECKS)
     assert rows["cluster answers"][1].endswith("4 CPUs, 0 GPUs, 2 nodes")
     assert rows["workers reduce"][1].startswith("2 workers on 2 nodes by gloo")
     assert rows["shards are whole"][1] == "3 shards on every node, 3 of them read"
@@ -307,7 +307,7 @@ def test_a_wrong_has_its_cure(
     names = {"FOLDER": str(folder), "SERVER": f"http://127.0.0.1:{mlflow}"}
     for name, value in names.items():
         overrides = [override.replace(name, value) for override in overrides]
-    finding = examined(joined, config_of(folder, *overrides)).perform(getattr(doctor_checks, check))
+    finding = examined(joined, config_of(folder, *overrides)).perform(getattr(checks, check))
     assert finding.verdict == "fail"
     assert re.search(seen, finding.seen), finding
     assert cure in finding.cure, finding
@@ -338,9 +338,9 @@ def test_a_shard_that_is_not_whole_has_its_cure(
     shutil.copytree(folder / "packed", tmp_path / "set")
     named = f"index: {tmp_path / 'set'}" if what == "index" else f"urls: ['{tmp_path / 'set'}/*.tar']"
     config = config_of(folder, f"data.source={{kind: shards, {named}}}")
-    assert examined(joined, config).perform(doctor_checks.shards_are_whole).verdict == "pass"
+    assert examined(joined, config).perform(checks.shards_are_whole).verdict == "pass"
     harm(tmp_path / "set" / "train-000001.tar")
-    finding = examined(joined, config).perform(doctor_checks.shards_are_whole)
+    finding = examined(joined, config).perform(checks.shards_are_whole)
     assert finding.verdict == "fail"
     assert re.search(seen, finding.seen), finding
     assert finding.cure == "restore the shard there, or prepare the data again"
@@ -356,12 +356,12 @@ def test_a_remote_shard_of_another_size_has_its_cure(
     # the sick node asks by a proxy that is not there
     examination = examined(joined, config)
     examination.nodes = [node for node in examination.nodes if node.resources.get("node:__internal_head__")]
-    assert examination.perform(doctor_checks.shards_are_whole).verdict == "pass"
+    assert examination.perform(checks.shards_are_whole).verdict == "pass"
     truncated(Path(tar))
-    finding = examination.perform(doctor_checks.shards_are_whole)
+    finding = examination.perform(checks.shards_are_whole)
     assert re.search("bytes, the index says", finding.seen), finding
     Path(tar).unlink()
-    assert "one.tar: cannot be fetched" in examination.perform(doctor_checks.shards_are_whole).seen
+    assert "one.tar: cannot be fetched" in examination.perform(checks.shards_are_whole).seen
 
 
 def test_prepared_images_are_looked_at_where_output_is_shared(
@@ -369,39 +369,39 @@ def test_prepared_images_are_looked_at_where_output_is_shared(
 ) -> None:
     overrides = [f"output={tmp_path}", "data.source={kind: digits}"]
     examination = examined(joined, config_of(folder, *overrides))
-    finding = examination.perform(doctor_checks.shards_are_whole)
+    finding = examination.perform(checks.shards_are_whole)
     assert finding.verdict == "not checked"
     assert "'python -m pipeline prepare' packs the images" in finding.seen
     Prepare().finish(examination.run)
     every = examined(joined, config_of(folder, *overrides, "data.shard_images=50"), all_shards=True)
     Prepare().finish(every.run)
     for each, read in ((examination, "2 of them read"), (every, "37 of them read")):
-        assert each.perform(doctor_checks.shards_are_whole).seen.endswith(read)
+        assert each.perform(checks.shards_are_whole).seen.endswith(read)
     few = examined(joined, config_of(folder, *overrides, "train.batch_size=2000"))
-    assert few.perform(doctor_checks.batch_suits_workers).cure.startswith("lower train.batch_size or data.heldout")
+    assert few.perform(checks.batch_suits_workers).cure.startswith("lower train.batch_size or data.heldout")
     few.findings["output_is_shared"] = Finding("output is shared", "fail", "")
-    finding = few.perform(doctor_checks.shards_are_whole)
+    finding = few.perform(checks.shards_are_whole)
     assert (finding.verdict, finding.seen) == ("not checked", "builds on 'output is shared', which did not pass")
 
 
 def test_what_needs_no_look_is_said(joined: Examination, folder: Path) -> None:
     one = examined(joined, config_of(folder, "train.num_workers=1", "evaluate.extractor={kind: classifier}"))
-    assert one.perform(doctor_checks.workers_reduce).verdict == "not checked"
-    assert one.perform(doctor_checks.weights_are_there).seen == "extractor classifier is trained on the images"
+    assert one.perform(checks.workers_reduce).verdict == "not checked"
+    assert one.perform(checks.weights_are_there).seen == "extractor classifier is trained on the images"
     many = examined(joined, config_of(folder, "train.num_workers=20"))
-    assert many.perform(doctor_checks.workers_reduce).seen == "there is no room for the fewest workers"
+    assert many.perform(checks.workers_reduce).seen == "there is no room for the fewest workers"
 
 
 def test_what_training_starts_from_is_looked_at_here(folder: Path, tmp_path: Path) -> None:
     config = config_of(folder, f"train.warm_start={tmp_path / 'start.safetensors'}")
     with Examination(config) as examination:
-        finding = examination.perform(doctor_checks.start_is_there)
+        finding = examination.perform(checks.start_is_there)
         assert finding.seen.endswith("start.safetensors: no such file")
         assert finding.cure == "give one of weights, the folder of a trained run, or models:/..."
         save_file(config.spec.build().state_dict(), tmp_path / "start.safetensors")
         assert re.fullmatch(
             rf"training starts from {tmp_path}/start\.safetensors, weights [0-9a-f]{{12}}",
-            examination.perform(doctor_checks.start_is_there).seen,
+            examination.perform(checks.start_is_there).seen,
         )
 
 
@@ -417,8 +417,8 @@ def test_a_check_that_breaks_is_a_finding_too(folder: Path) -> None:
 def test_what_another_machine_wrote_must_come_through(tmp_path: Path) -> None:
     (tmp_path / "driver").write_text("of an earlier time")
     with pytest.raises(OSError, match="holds something else than was written"):
-        doctor_nodes.exchange(str(tmp_path), "now")
+        on_nodes.exchange(str(tmp_path), "now")
 
 
 def test_code_that_lacks_a_package_says_so() -> None:
-    assert doctor_nodes.versions(["pipeline", "nowhere_to_be_found"])["this code"] == "no nowhere_to_be_found"
+    assert on_nodes.versions(["pipeline", "nowhere_to_be_found"])["this code"] == "no nowhere_to_be_found"

@@ -23,7 +23,7 @@ from pipeline.scoring.likelihood import (
     LikelihoodWriter,
     _work,
     draw_likelihoods,
-    in_words,
+    likelihoods_in_words,
     measure,
 )
 from pipeline.stage import Result, Run
@@ -177,7 +177,7 @@ def test_lines_say_the_score_its_error_and_of_what() -> None:
         "bits_per_dim_ode_standard_error": 0.01,
         "bits_per_dim_ode_standard_error_of_probes": 0.002,
     }
-    assert in_words(scores, [BOUND, ODE]) == {
+    assert likelihoods_in_words(scores, [BOUND, ODE]) == {
         "bits/dim, bound": "3.142 \u00b1 0.012 of 7 heldout images; variance fixed_large; lower is better",
         "bits/dim, ODE": "2.900 \u00b1 0.010 of 4 train images; 2 probes, \u00b1 0.002 of them; lower is better",
     }

@@ -16,8 +16,8 @@ from PIL import Image
 
 from evaluation.pictures import image_grid
 from pipeline.errors import TrackingError
-from pipeline.tracking.metrics_follower import MetricsFollower
 from pipeline.tracking.tracked_run import TrackedRun, open_run
+from pipeline.training.metrics_follower import MetricsFollower
 
 from .servers import free_port, mlflow_server
 from .waiting import wait_until

@@ -10,7 +10,8 @@ from threading import Thread
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.tracking.mlflow_store import check_answers, connect, redacted, reported, resolve_uri
+from pipeline.redaction import redacted
+from pipeline.tracking.mlflow_store import check_answers, connect, reported, resolve_uri
 
 
 def test_the_store_is_the_configured_one_else_the_environments_else_a_file(

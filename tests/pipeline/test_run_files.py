@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model import Stream, words
+from pipeline.planning.outline import outline, parameters
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
-from pipeline.runfile.outline import outline, parameters
 from pipeline.training.train import recipe_of
 from pipeline.training.train_step import Batch, Recipe, TrainStep
 

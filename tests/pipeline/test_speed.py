@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import Precision
 from pipeline.stage import Run
-from pipeline.training.speed import SHARES, in_words, matmul_flop_per_s, split, time_spent
+from pipeline.training.speed import SHARES, matmul_flop_per_s, speed_in_words, split, time_spent
 from pipeline.training.train_loop import Worker
 from pipeline.training.train_step import Batch
 
@@ -156,4 +156,4 @@ def test_a_training_is_weighed_by_the_time_of_its_points_those_of_earlier_code_l
 
 def test_the_figures_in_words() -> None:
     words = "91 % compute, 6 % communication, 0 % data, 3 % other; 41.2 GFLOP/s, 32 % of the matmul rate"
-    assert in_words(POINT) == words
+    assert speed_in_words(POINT) == words

@@ -15,6 +15,7 @@ from pipeline.__main__ import main
 from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.models.stored_model import description_of
 from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load
@@ -22,7 +23,6 @@ from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.training.checkpoint import WEIGHTS
 from pipeline.training.train import Train
-from pipeline.training.trained_model import described
 
 from .commands import new_folder, run
 
@@ -62,7 +62,7 @@ def model(tmp_path: Path) -> Path:
     config = load(RUNS / "digits.yaml", [], Config)
     torch.manual_seed(0)
     save_file(config.spec.build().state_dict(), folder / "weights.safetensors")
-    write_json(folder / "model.json", described(config) | {"weights": "weights.safetensors"})
+    write_json(folder / "model.json", description_of(config) | {"weights": "weights.safetensors"})
     return folder
 
 
@@ -113,7 +113,7 @@ def test_a_model_that_never_was_without_a_class_is_not_taken_for_one_that_was(mo
     assert isinstance(config.conditioning, ClassLabels)
     assert config.labels_withheld
     save_file(config.spec.build().state_dict(), model / "weights.safetensors")
-    never = described(config) | {"weights": "weights.safetensors", "labels_withheld": False}
+    never = description_of(config) | {"weights": "weights.safetensors", "labels_withheld": False}
     write_json(model / "model.json", never)
     with pytest.raises(ConfigError, match="labels_withheld is false there and true here"):
         Run(config, Terminal())

@@ -14,6 +14,7 @@ from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
+from pipeline.models.stored_model import description_of
 from pipeline.models.warm_start import START, read_start
 from pipeline.models.weights import weights_digest
 from pipeline.registration.gate import Gate
@@ -26,11 +27,9 @@ from pipeline.stage import Run
 from pipeline.terminal import Terminal
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.training.checkpoint import CHECKPOINTS, Snapshot
-from pipeline.training.guide import Guide
-from pipeline.training.guide import recipe_of as guide_recipe_of
+from pipeline.training.guide import Guide, guide_recipe_of
 from pipeline.training.train import Train
 from pipeline.training.train_loop import Worker
-from pipeline.training.trained_model import described
 
 from .trainings import worker_of
 
@@ -181,7 +180,7 @@ def test_the_copy_in_the_trainings_folder_is_made_once_and_mended(home: Path, so
 
 def test_a_runs_folder_is_a_source(home: Path, source: Path, tmp_path: Path) -> None:
     run = new_run(home)
-    write_json(tmp_path / "model.json", described(run.config) | {"weights": str(source), "classifier": None})
+    write_json(tmp_path / "model.json", description_of(run.config) | {"weights": str(source), "classifier": None})
     start = new_run(home, tmp_path).warm_start
     assert start is not None
     assert start.name == str(tmp_path)
@@ -236,7 +235,7 @@ def test_check_shows_the_start_and_refuses_a_wrong_one(
 @pytest.fixture(scope="module")
 def registered(home: Path, source: Path) -> tuple[ModelPackage, str]:
     config = config_of(home)
-    write_json(home / "model.json", described(config))
+    write_json(home / "model.json", description_of(config))
     write_text(home / CONFIG, dump(config))
     package = ModelPackage(
         run_key="first",

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..runfile.config import Config
 from ..terminal import Terminal
-from .doctor_checks import CHECKS
+from .checks import CHECKS
 from .examination import Examination, Finding
 
 _STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}

@@ -13,6 +13,7 @@ import ray
 
 from evaluation import WeightsFile
 
+from ..clusters.shipment import PACKAGES
 from ..data.prepare import Prepare
 from ..data.shard_index import ShardIndex
 from ..data.sources import Shards, Stream
@@ -21,10 +22,10 @@ from ..figures import size
 from ..files import write_text
 from ..models.warm_start import find_start
 from ..planning.volumes import averages_kept, checkpoint_bytes, checkpoints_written, network_of, weights_bytes
-from ..tracking.mlflow_store import check_answers, explained, redacted
-from . import doctor_nodes
+from ..redaction import redacted
+from ..tracking.mlflow_store import check_answers, explained
+from . import on_nodes
 from .examination import Check, Examination, NotCheckedError, message_of, seen_alike
-from .shipment import PACKAGES
 
 _IDLE_SHARE = 0.05  # of the workers' time, from which on an uneven batch is worth a word
 _SAMPLE_SHARDS = 16
@@ -79,8 +80,8 @@ def versions_agree(examination: Examination) -> str:
     """Python, torch, CUDA, NCCL, Ray and this code, here and on all nodes."""
     cure = "install the same on every node, best by one image of a container"
     found = {
-        "here": doctor_nodes.versions(PACKAGES),
-        **examination.everywhere(cure, doctor_nodes.versions, PACKAGES),
+        "here": on_nodes.versions(PACKAGES),
+        **examination.everywhere(cure, on_nodes.versions, PACKAGES),
     }
     for part in found["here"]:
         values = {name: versions[part] for name, versions in found.items()}
@@ -102,7 +103,7 @@ def output_is_shared(examination: Examination) -> str:
     try:
         write_text(folder / "driver", word)
         cure = f"make {output} a folder that all nodes share and may write to, or choose another output"
-        answers = examination.everywhere(cure, doctor_nodes.exchange, str(folder), word)
+        answers = examination.everywhere(cure, on_nodes.exchange, str(folder), word)
         for name, file in answers.items():
             if not (folder / file).is_file() or (folder / file).read_text() != word:
                 raise ClusterError(f"{name}: what it writes to {output} does not come here; {cure}")
@@ -137,9 +138,9 @@ def shards_are_whole(examination: Examination) -> str:
     look: Callable[..., int]
     what: str | list[str]
     if isinstance(found, ShardIndex):
-        total, look, what = len(found.shards), doctor_nodes.read_shards, str(found.folder)
+        total, look, what = len(found.shards), on_nodes.read_shards, str(found.folder)
     else:
-        total, look, what = len(found), doctor_nodes.read_tars, found
+        total, look, what = len(found), on_nodes.read_tars, found
     chosen = _sample(total, examination.all_shards)
     nodes = examination.nodes
     shares = {node.id: chosen[number :: len(nodes)] for number, node in enumerate(nodes)}
@@ -170,7 +171,7 @@ def _sample(total: int, every: bool) -> list[int]:
 def shared_memory_suffices(examination: Examination) -> str:
     """For Ray's object store and, where there are GPUs, NCCL."""
     cure = "mount a larger /dev/shm (docker: --shm-size; Kubernetes: an emptyDir of medium Memory)"
-    found = examination.everywhere(cure, doctor_nodes.shared_memory_bytes)
+    found = examination.everywhere(cure, on_nodes.shared_memory_bytes)
     troubles = {}
     for node in examination.nodes:
         needed = int(node.resources.get("object_store_memory", 0)) + (_NCCL_BYTES if node.resources.get("GPU") else 0)
@@ -193,7 +194,7 @@ def workers_reduce(examination: Examination) -> str:
     backend = "nccl" if cluster.use_gpu else "gloo"
     rank: Any = ray.remote(
         num_cpus=cluster.config.cpus_per_worker, num_gpus=1 if cluster.use_gpu else 0, scheduling_strategy="SPREAD"
-    )(doctor_nodes.Rank)
+    )(on_nodes.Rank)
     ranks = [rank.remote() for _ in range(world_size)]
     deadline_s = time.monotonic() + cluster.config.timeout_s
     try:
@@ -235,7 +236,7 @@ def mlflow_answers(examination: Examination) -> str:
     if not uri.startswith(("http://", "https://")):
         return f"{redacted(uri)}, from here, where alone it is used"
     cure = "let the nodes reach the server"
-    symptoms = examination.everywhere(cure, doctor_nodes.ask_mlflow, uri, timeout_s)
+    symptoms = examination.everywhere(cure, on_nodes.ask_mlflow, uri, timeout_s)
     if troubles := {name: explained(symptom) for name, symptom in symptoms.items() if symptom}:
         raise TrackingError(redacted(f"{uri} from {examination.by_value(troubles)}; {cure}"))
     return f"{redacted(uri)}, from here and from every node"
@@ -246,15 +247,14 @@ def weights_are_there(examination: Examination) -> str:
     extractor = examination.config.evaluate.extractor
     if not isinstance(extractor, WeightsFile):
         return f"extractor {extractor.kind} is trained on the images"
-    digest = extractor.read()[1]
     cure = "copy the file to the same path on every node"
     found = {
-        "here": digest,
-        **examination.everywhere(cure, doctor_nodes.weights_digest, extractor.absolute()),
+        "here": on_nodes.extractor_sha256(extractor),
+        **examination.everywhere(cure, on_nodes.extractor_sha256, extractor.absolute()),
     }
     if not seen_alike(found):
         raise PipelineError(f"{extractor.path}: sha256 is not the same, {examination.by_value(found)}; {cure}")
-    return f"{extractor.path}, sha256 {digest[:12]}, on every node"
+    return f"{extractor.path}, sha256 {found['here'][:12]}, on every node"
 
 
 def start_is_there(examination: Examination) -> str:

@@ -24,9 +24,10 @@ from typing import BinaryIO
 from PIL import Image
 
 from ..errors import TrackingError
-from ..training.checkpoint import images_of
-from .mlflow_store import redacted, reported
-from .tracked_run import TrackedRun
+from ..redaction import redacted
+from ..tracking.mlflow_store import reported
+from ..tracking.tracked_run import TrackedRun
+from .checkpoint import images_of
 
 _FOLLOWED_TAG = "pipeline.followed_images"
 _POLL_S = 1.0

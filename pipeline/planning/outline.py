@@ -5,11 +5,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import DataError
+from ..redaction import redacted
+from ..runfile.config import Config
+from ..runfile.train_config import TrainConfig
 from ..stage import Run
 from ..terminal import Terminal
-from ..tracking.mlflow_store import redacted
-from .config import Config
-from .train_config import TrainConfig
 
 
 def print_outline(config: Config, console: Console) -> None:
@@ -60,7 +60,7 @@ def _training(train: TrainConfig) -> str:
 
 
 def _folder(run: Run) -> str:
-    """The run's folder, whose name depends on the data; the rest of the plan does without them."""
+    """The run's folder, whose name depends on the data; the rest of the outline does without."""
     try:
         return str(run.folder)
     except DataError as error:

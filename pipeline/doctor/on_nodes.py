@@ -124,7 +124,7 @@ def ask_mlflow(uri: str, timeout_s: float) -> str:
     return "" if reached else f"HTTP {answer.status_code}: {answer.text[:200]}"
 
 
-def weights_digest(extractor: "WeightsFile") -> str:
+def extractor_sha256(extractor: "WeightsFile") -> str:
     """sha256 of the extractor's weights, which are read. EvaluationError where they are missing or other ones."""
     return extractor.read()[1]
 

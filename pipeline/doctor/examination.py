@@ -14,16 +14,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evaluation import EvaluationError
 
+from ..clusters.cluster import Cluster, connected
 from ..errors import ClusterError, PipelineError
 from ..runfile.config import Config
 from ..stage import Run
 from ..terminal import Terminal
-from . import doctor_nodes
-from .cluster import Cluster, connected
+from . import on_nodes
 
 _NAMES = 3  # of nodes that a message spells out
 
-cloudpickle.register_pickle_by_value(doctor_nodes)
+cloudpickle.register_pickle_by_value(on_nodes)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Examination:
     def everywhere(
         self, cure: str, function: Callable[..., Any], *arguments: Any, limit_s: float | None = None
     ) -> dict[str, Any]:
-        """What a function of `doctor_nodes` returns on each node, by the node's name.
+        """What a function of `on_nodes` returns on each node, by the node's name.
 
         ClusterError, which ends with the cure, where it raised, or has not returned after limit_s, by default
         cluster.timeout_s.
