@@ -21,10 +21,11 @@ from ..errors import ConfigError
 from ..files import read_json, write_bytes, write_json
 from ..runfile.configfile import load
 from ..terminal import Terminal
+from .description import DESCRIPTION, FORMAT, Description
 from .diffusers_layers import to_ours, to_theirs
 from .diffusers_scheduler import Scheduler, foreign_steps, scheduler_of
 from .diffusers_unet import UNet2D, foreign_layers, norm_groups, unet_of
-from .stored_model import DESCRIPTION, FORMAT, Description, StoredModel, load_stored
+from .stored_model import StoredModel, load_stored
 from .weights import read_weights
 
 Schema = TypeVar("Schema", bound=Record)

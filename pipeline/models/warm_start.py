@@ -19,7 +19,8 @@ from model import ModelSpec, Record
 from ..errors import ConfigError, PipelineError, TrainingError
 from ..files import write_bytes
 from ..runfile.config import Config
-from .stored_model import Description, described_in, weights_of
+from .description import Description, described_in
+from .stored_model import weights_of
 from .weights import check_weights, read_weights, weights_digest
 
 START = "start.safetensors"

@@ -23,7 +23,8 @@ from ..errors import ConfigError, DataError
 from ..figures import count
 from ..files import digest, exclusive, read_json, write_json
 from ..flow import run_flow
-from ..models.stored_model import Description, described_in, weights_of
+from ..models.description import Description, described_in
+from ..models.stored_model import weights_of
 from ..redaction import redacted
 from ..registration.gate import Standing
 from ..registration.registry import CHAMPION, VERDICT_TAG, add_scores, aliases_of, standing

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import digest, read_json, write_json
-from ..models.stored_model import DESCRIPTION, description_of
+from ..models.description import DESCRIPTION, description_of
 from ..scoring.evaluate import PROTOCOL
 from ..scoring.measured import measured
 from ..scoring.report import write_report

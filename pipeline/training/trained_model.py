@@ -9,7 +9,8 @@ import torch
 from model import EAGER, EMASnapshot, Execution, Guidance, ModelSpec, TrainedModel
 
 from ..files import digest, write_json
-from ..models.stored_model import DESCRIPTION, assembled, description_of
+from ..models.description import DESCRIPTION, description_of
+from ..models.stored_model import assembled
 from ..runfile.config import Config
 from ..stage import Run
 from .averages import AVERAGES, PostHocAverage

@@ -11,7 +11,8 @@ import torch
 
 from model import TrainedModel, generate
 from pipeline.errors import ConfigError
-from pipeline.models.stored_model import described_in, load_stored
+from pipeline.models.description import described_in
+from pipeline.models.stored_model import load_stored
 from pipeline.tracking.mlflow_store import connect, default_store
 from pipeline.tracking.tracked_run import open_run
 

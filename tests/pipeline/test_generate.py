@@ -38,7 +38,8 @@ from model import (
 )
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
-from pipeline.models.stored_model import _files_in, load_stored
+from pipeline.models.model_files import _files_in
+from pipeline.models.stored_model import load_stored
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
 from pipeline.registration.registry import register

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TrackingError
-from pipeline.models.stored_model import _files_of
+from pipeline.models.model_files import files_of
 from pipeline.registration.versions import show_history
 from pipeline.terminal import Terminal
 from pipeline.tracking.mlflow_store import check_answers, connect
@@ -66,7 +66,7 @@ def test_an_answer_without_end_takes_neither_time_nor_memory() -> None:
 
 
 def download(uri: str) -> None:
-    with _files_of("models:/m@champion", uri, "--tracking-uri", 30.0):
+    with files_of("models:/m@champion", uri, "--tracking-uri", 30.0):
         pass
 
 

@@ -15,7 +15,7 @@ from pipeline.__main__ import main
 from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
-from pipeline.models.stored_model import description_of
+from pipeline.models.description import description_of
 from pipeline.models.weights import weights_digest
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import load

@@ -14,7 +14,7 @@ from pipeline.data.prepare import Prepare
 from pipeline.errors import ConfigError, TrackingError, TrainingError
 from pipeline.files import write_json, write_text
 from pipeline.flow import tracked
-from pipeline.models.stored_model import description_of
+from pipeline.models.description import description_of
 from pipeline.models.warm_start import START, read_start
 from pipeline.models.weights import weights_digest
 from pipeline.registration.gate import Gate
