@@ -118,7 +118,7 @@ def test_a_room_of_the_pipeline_knows_none_that_comes_after_it(room: str) -> Non
 
 @pytest.mark.parametrize("source", sources("pipeline/tracking"), ids=lambda path: path.name)
 def test_how_mlflow_is_spoken_to_knows_none_of_the_rooms_that_speak(source: Path) -> None:
-    assert not rooms_used(source) & {*FLOW, "stage", "flow", "runfile", "clusters"}
+    assert not rooms_used(source) & {*FLOW, "stage", "flow", "summary", "runfile", "clusters", "doctor", "planning"}
 
 
 def test_forbidden_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:

@@ -8,19 +8,25 @@ from typing import Any
 from ..data.remote import is_remote
 from ..errors import ConfigError
 from ..runfile.config import Config
-from ..tracking.model_uri import names_registered
+from ..tracking.model_uri import ModelURI, names_registered
 
 _EACH_NODES_OWN = "data.shard_cache.folder"
-_AS_TEXT = ("output", "data.source.urls", "train.warm_start", "evaluate.extractor.weights")
+_START = "train.warm_start"
+_AS_TEXT = ("output", "data.source.urls", _START, "evaluate.extractor.weights")
 _SQLITE = "sqlite:///"
 
 
 def named_paths(config: Config) -> Iterator[tuple[str, str]]:
-    """Each key that names a file or folder, with what it names; of several files the key comes several times."""
+    """Each key that names a file or folder, with what it names; of several files the key comes several times.
+
+    ConfigError where train.warm_start is meant to name a registered version and does not.
+    """
     for key, value in _values(config.model_dump(by_alias=True)):
         text = str(value).removeprefix("file://")
         named = isinstance(value, Path) or (key in _AS_TEXT and isinstance(value, str))
-        if named and key != _EACH_NODES_OWN and not is_remote(text) and not names_registered(text):
+        if key == _START and names_registered(text):
+            ModelURI.parsed(text)
+        elif named and key != _EACH_NODES_OWN and not is_remote(text):
             yield key, text
 
 

@@ -1,1 +1,1 @@
-"""Plans: what a run would take, from counted operations and what devices are known to do."""
+"""Before anything is spent: what a run asks for, and what it would take by counted operations and known devices."""

@@ -32,7 +32,7 @@ class ModelPackage:
     weights: Path
     """Safetensors, the names as in `ModelSpec.build().state_dict()`."""
     description: Path
-    """`model.json`, as `trained_model.described` has it."""
+    """`model.json`, as `description_of` has it."""
     config: Path
     """The resolved configuration, YAML."""
     protocol: Mapping[str, Any]

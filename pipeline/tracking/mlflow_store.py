@@ -48,6 +48,7 @@ _CURES = {
     "postgresql+psycopg2://...",
     "No module named 'psycopg'": "the driver psycopg is not installed; psycopg2, which the extra `server` brings, is "
     "asked for by postgresql+psycopg2://...",
+    "No module named 'psycopg2'": "the driver psycopg2 is not installed; the extra `server` brings it",
     "file is not a database": "the file is not an SQLite database; move it away, or correct tracking.uri",
 }
 """What a message of the libraries contains -> what to say in its place."""

@@ -114,6 +114,12 @@ def test_every_key_that_names_a_file_is_looked_at() -> None:
     assert list(named_paths(remote)) == [("data.source.urls", "/data/1.tar"), ("output", "outputs/")]
 
 
+def test_a_start_that_is_meant_to_be_registered_is_called_so_as_such_are() -> None:
+    mistyped = config(data=TARS, train=SETTINGS["train"] | {"warm_start": "models:tiny@champion"})
+    with pytest.raises(ConfigError, match=r"models:tiny@champion: expected models:/NAME@ALIAS"):
+        check_paths(mistyped, nodes=1, here=False)
+
+
 def test_on_this_machine_alone_any_path_will_do() -> None:
     check_paths(config(data=FOLDER, tracking={"uri": "sqlite:///mlflow.db"}), nodes=1, here=True)
 

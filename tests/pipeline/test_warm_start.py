@@ -19,11 +19,10 @@ from pipeline.models.warm_start import START, read_start
 from pipeline.models.weights import weights_digest
 from pipeline.registration.gate import Gate
 from pipeline.registration.model_package import ModelPackage
-from pipeline.registration.register import CONFIG
 from pipeline.registration.registry import register
 from pipeline.runfile.config import Config
 from pipeline.runfile.configfile import dump, load
-from pipeline.stage import Run
+from pipeline.stage import CONFIG, Run
 from pipeline.terminal import Terminal
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.training.checkpoint import CHECKPOINTS, Snapshot
