@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.shard_index import ShardIndex
+from pipeline.data.shard_index import MANIFEST, ShardIndex
 from pipeline.data.shard_table import ShardTable
 from pipeline.data.shards import pack
 from pipeline.data.sources import Arrays
@@ -113,6 +113,13 @@ def test_a_missing_shard_is_named(index: ShardIndex) -> None:
     index.shard_path(0).unlink()
     with pytest.raises(DataError, match=r"train-000000.tar: the shard is missing; restore the shard or prepare"):
         index.check_shards()
+
+
+def test_a_shard_of_a_name_that_no_disk_takes_is_missing(index: ShardIndex) -> None:
+    manifest = index.folder / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b"train-000000.tar", b"9" * 400 + b".tar"))
+    with pytest.raises(DataError, match=r"9\.tar: the shard is missing; restore the shard or prepare"):
+        ShardIndex.load(index.folder).check_shards()
 
 
 def changed(**values: object) -> Callable[[bytes], bytes]:
