@@ -41,7 +41,7 @@ class ShardEntry(Record):
     """Relative to the index's folder, or absolute, or a URL."""
     samples: int = Field(ge=0, lt=2**32)
     """Samples in the tar, of both splits."""
-    heldout: int = Field(ge=0)
+    heldout: int = Field(ge=0, lt=2**32)
     """Those of them that are held out."""
     bytes: int = Field(ge=0)
     """Size of the whole file."""

@@ -104,9 +104,9 @@ DEVICES = {
             per_host=2,
             link_bytes_per_s=2e9,
             measured=(
-                Measurement("train", "ddpm_unet", _DIGITS, "fp32", 805.5 / 2 * _DIGITS, _TRAINING),
+                Measurement("train", "ddpm_unet", _DIGITS, "fp32", 814.9 / 2 * _DIGITS, _TRAINING),
                 Measurement("train", "ddpm_unet", _UNET, "fp32", 2.173 / 2 * _UNET, _STEP),
-                Measurement("sample", "ddpm_unet", _UNET_CALL, "fp32", 5 * 1.553 / 2 * _UNET_CALL, _SAMPLING),
+                Measurement("sample", "ddpm_unet", _UNET_CALL, "fp32", 5 * 1.391 / 2 * _UNET_CALL, _SAMPLING),
             ),
         ),
         Device(

@@ -122,6 +122,15 @@ def test_a_shard_of_a_name_that_no_disk_takes_is_missing(index: ShardIndex) -> N
         ShardIndex.load(index.folder).check_shards()
 
 
+def test_a_count_that_no_array_takes_is_refused(index: ShardIndex) -> None:
+    manifest = index.folder / MANIFEST
+    content = json.loads(manifest.read_bytes())
+    content["shards"][0]["heldout"] = 10**30
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"(?s)index.json: not an index .*heldout"):
+        ShardIndex.load(index.folder)
+
+
 def changed(**values: object) -> Callable[[bytes], bytes]:
     return lambda manifest: json.dumps(json.loads(manifest) | values).encode()
 
