@@ -57,7 +57,7 @@ class ShardEntry(Record):
 
 class _Manifest(Record):
     format: int
-    image_size: int = Field(ge=1)
+    image_size: int = Field(ge=1, lt=2**14)
     channels: Literal[1, 3]
     class_names: tuple[str, ...]
     digest: str

@@ -122,12 +122,13 @@ def test_a_shard_of_a_name_that_no_disk_takes_is_missing(index: ShardIndex) -> N
         ShardIndex.load(index.folder).check_shards()
 
 
-def test_a_count_that_no_array_takes_is_refused(index: ShardIndex) -> None:
+@pytest.mark.parametrize("key", ["heldout", "image_size"])
+def test_a_number_that_no_array_takes_is_refused(index: ShardIndex, key: str) -> None:
     manifest = index.folder / MANIFEST
     content = json.loads(manifest.read_bytes())
-    content["shards"][0]["heldout"] = 10**30
+    (content["shards"][0] if key == "heldout" else content)[key] = 10**30
     manifest.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"(?s)index.json: not an index .*heldout"):
+    with pytest.raises(DataError, match=rf"(?s)index.json: not an index .*{key}"):
         ShardIndex.load(index.folder)
 
 
